@@ -1,0 +1,14 @@
+"""DiffusionDet (arXiv:2211.09788) for MMDetection 3.x: importing this package registers all its parts."""
+
+from . import compat
+
+compat.check_operators()
+compat.warn_of_untested_mmdet()
+compat.refuse_second_diffusiondet()
+compat.allow_mmengine_checkpoints()
+compat.mend_lvis_evaluation()
+
+from . import detectors, heads, hooks, losses, roi_extractors, task_modules  # noqa: E402
+from .version import __version__  # noqa: E402
+
+__all__ = ['__version__', 'detectors', 'heads', 'hooks', 'losses', 'roi_extractors', 'task_modules']

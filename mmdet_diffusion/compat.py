@@ -1,0 +1,88 @@
+"""What today's stack needs mended, each with its reason and when it can go."""
+
+import importlib
+import warnings
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
+
+SUPPORTED_MMDET = ('3.0.0', '4.0.0')
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let ``torch.load`` read mmengine's own checkpoints with its safety check on.
+
+    Since torch 2.6 ``weights_only`` is the default and refuses the logged histories in a checkpoint. What those hold
+    is allowed by name: the history itself, numpy's array reconstruction and number types. Their pickle asks for
+    ``getattr`` to find the history's four statistics, and gets one that answers for these alone. Can go when mmengine
+    allows its own types.
+    """
+    if not hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no such check
+        return
+    dtypes = {type(np.dtype(code)) for code in '?bhilqBHILQefdg'}
+    allowed = [HistoryBuffer, np.ndarray, np.dtype, *dtypes, (_history_statistic, 'builtins.getattr')]
+    array_module = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # names of numpy 1 and numpy 2
+        allowed += [(array_module._reconstruct, f'{module}._reconstruct'), (array_module.scalar, f'{module}.scalar')]
+    torch.serialization.add_safe_globals(allowed)
+
+
+def _history_statistic(owner: type, name: str) -> object:
+    """``getattr`` for the four statistics of :class:`HistoryBuffer` and nothing else."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise ValueError(f'a checkpoint asked for attribute {name!r} of {owner!r}, which is not allowed; it was not '
+                         'written by mmengine')
+    return getattr(owner, name)
+
+
+class _NumpyWithFloat:
+    """numpy with the alias ``float`` that numpy 1.24 removed."""
+
+    float = float
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(np, name)
+
+
+def mend_lvis_evaluation() -> None:
+    """Give ``lvis.eval`` the ``np.float`` that it asks for. Can go with an lvis later than 0.5.3 that does not."""
+    if hasattr(np, 'float'):
+        return
+    try:
+        evaluation = importlib.import_module('lvis.eval')
+    except ImportError:  # lvis is only needed for LVIS
+        return
+    evaluation.np = _NumpyWithFloat()
+
+
+def check_operators() -> None:
+    """Raise an ImportError with the cure where mmcv was installed without its operators."""
+    try:
+        importlib.import_module('mmcv.ops')
+    except ModuleNotFoundError as error:
+        if error.name != 'mmcv._ext':
+            raise
+        raise ImportError('this mmcv has no operators (mmcv-lite, or built in isolation from torch); install them '
+                          'with `pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps '
+                          'mmcv==2.1.0` where torch, setuptools<82, wheel and ninja are installed') from error
+
+
+def warn_of_untested_mmdet() -> None:
+    """Warn, and go on, where mmdet is of a version that this package was not written for."""
+    import mmdet
+    lowest, beyond = SUPPORTED_MMDET
+    if not digit_version(lowest) <= digit_version(mmdet.__version__) < digit_version(beyond):
+        warnings.warn(f'mmdet_diffusion is written for mmdet >= {lowest}, < {beyond}; this is mmdet '
+                      f'{mmdet.__version__}. Install one of those if something fails', stacklevel=2)
+
+
+def refuse_second_diffusiondet() -> None:
+    """Raise an ImportError where another package has registered a ``DiffusionDet``, such as MMDetection's project."""
+    from mmdet.registry import MODELS
+    other = MODELS.module_dict.get('DiffusionDet')
+    if other is not None and not other.__module__.startswith('mmdet_diffusion.'):
+        raise ImportError(f"'DiffusionDet' is already registered by {other.__module__} (MMDetection's "
+                          'projects/DiffusionDet registers the same name). Import only one of the two: remove the '
+                          "other from the config's custom_imports")

@@ -1,0 +1,5 @@
+"""Detector."""
+
+from .diffusiondet import DiffusionDet
+
+__all__ = ['DiffusionDet']

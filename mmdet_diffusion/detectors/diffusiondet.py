@@ -1,0 +1,49 @@
+"""DiffusionDet: Diffusion Model for Object Detection. Chen et al. 2023, arXiv:2211.09788."""
+
+import torch
+from mmdet.models.detectors import SingleStageDetector
+from mmdet.registry import MODELS
+from mmdet.structures import OptSampleList
+from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
+from torch import Tensor
+
+from ..structures import StageOutputs
+
+
+@MODELS.register_module()
+class DiffusionDet(SingleStageDetector):
+    """Backbone, neck and a :class:`DynamicDiffusionHead`.
+
+    Args:
+        backbone (ConfigType): any of MMDetection's.
+        neck (ConfigType): any whose levels have equal channels.
+        bbox_head (ConfigType): the diffusion head.
+        train_cfg (OptConfigType): handed to the head.
+        test_cfg (OptConfigType): handed to the head; see :class:`SamplingSettings`.
+        data_preprocessor (OptConfigType): such as ``DetDataPreprocessor``.
+        init_cfg (OptMultiConfig): of mmengine's ``BaseModule``.
+    """
+
+    def __init__(self, *, backbone: ConfigType, neck: OptConfigType = None, bbox_head: ConfigType,
+                 train_cfg: OptConfigType = None, test_cfg: OptConfigType = None,
+                 data_preprocessor: OptConfigType = None, init_cfg: OptMultiConfig = None) -> None:
+        super().__init__(backbone=backbone, neck=neck, bbox_head=bbox_head, train_cfg=train_cfg, test_cfg=test_cfg,
+                         data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None) -> StageOutputs:
+        """One pass of the network over noise at the last diffusion step, as FLOPs counters and tracers need it.
+
+        Args:
+            batch_inputs (Tensor): images, shape (B, 3, H, W).
+            batch_data_samples (OptSampleList): not used.
+
+        Returns:
+            StageOutputs: of all stages.
+        """
+        num_images, _, height, width = batch_inputs.shape
+        head = self.bbox_head
+        sampler = head.box_sampler
+        whwh = batch_inputs.new_tensor([[width, height, width, height]], dtype=torch.float32).expand(num_images, -1)
+        noise = torch.randn((num_images, head.num_proposals, 4), device=batch_inputs.device)
+        t = torch.full((num_images, ), sampler.num_train_timesteps - 1, device=batch_inputs.device)
+        return head(self.extract_feat(batch_inputs), sampler.decode(noise, whwh), t)

@@ -1,0 +1,173 @@
+"""Detection decoder that refines noisy boxes, and the loops around it. arXiv:2211.09788, Sec. 3.2-3.4, Alg. 1 and 2."""
+
+import torch
+from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.structures import SampleList
+from mmdet.utils import ConfigType, InstanceList, OptConfigType, OptMultiConfig
+from mmengine.model import BaseModule, ModuleList
+from torch import Tensor
+
+from ..diffusion import sampling_time_pairs
+from ..layers import TimeEmbedding
+from ..post_processing import best_pairs, finish_image, merge_steps
+from ..roi_extractors import BoxFeatures, build_roi_extractor
+from ..structures import Detections, StageOutputs
+from ..task_modules import DrawNormal, global_noise, image_noise, image_sizes, pad_objects, refine_boxes
+from .diffusion_stage import xavier_uniform_linears
+from .sampling_settings import SamplingSettings
+
+
+@MODELS.register_module()
+class DynamicDiffusionHead(BaseModule):
+    """Cascade of refinement stages with a diffusion around it.
+
+    Args:
+        num_classes (int): C; set here and nowhere else.
+        feat_channels (int): channels F of every level of the neck and of the proposal features.
+        num_proposals (int): N, boxes per image in training.
+        num_stages (int): S, refinement stages.
+        prior_prob (float): class probability at the start of training.
+        box_sampler (ConfigType): such as ``DiffusionBoxSampler``.
+        stage (ConfigType): such as ``DynamicDiffusionStage``, without what the head knows.
+        roi_extractor (ConfigType): ``PyramidRoIExtractor`` or one of MMDetection's RoI extractors.
+        criterion (ConfigType): such as ``DiffusionDetCriterion``.
+        train_cfg (OptConfigType): not used; part of MMDetection's interface.
+        test_cfg (OptConfigType): see :class:`SamplingSettings`.
+        init_cfg (OptMultiConfig): of mmengine's ``BaseModule``.
+
+    Raises:
+        ValueError: if a number is out of range, channels do not agree, or ``test_cfg`` is wrong.
+    """
+
+    def __init__(self, *, num_classes: int, feat_channels: int = 256, num_proposals: int = 500, num_stages: int = 6,
+                 prior_prob: float = 0.01, box_sampler: ConfigType, stage: ConfigType, roi_extractor: ConfigType,
+                 criterion: ConfigType, train_cfg: OptConfigType = None, test_cfg: OptConfigType = None,
+                 init_cfg: OptMultiConfig = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        for name, value in dict(num_classes=num_classes, num_proposals=num_proposals, num_stages=num_stages).items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'{name} of DynamicDiffusionHead must be an integer of at least 1, got {value!r}')
+        if not 0 < prior_prob < 1:
+            raise ValueError(f'prior_prob of DynamicDiffusionHead must lie between 0 and 1, got {prior_prob!r}')
+        self.num_classes = num_classes
+        self.num_proposals = num_proposals
+        self.test_cfg = test_cfg
+        self.box_sampler = TASK_UTILS.build(box_sampler)
+        self.roi_extractor = build_roi_extractor(roi_extractor)
+        if self.roi_extractor.out_channels != feat_channels:
+            raise ValueError(f'roi_extractor.out_channels ({self.roi_extractor.out_channels}) and feat_channels '
+                             f'({feat_channels}) of DynamicDiffusionHead must be equal, and equal to the channels of '
+                             'the neck')
+        self.time_embedding = TimeEmbedding(feat_channels)
+        stage = dict(stage, num_classes=num_classes, feat_channels=feat_channels, prior_prob=prior_prob,
+                     num_bins=self.roi_extractor.output_size**2)
+        self.stages = ModuleList(MODELS.build(stage) for _ in range(num_stages))
+        self.criterion = MODELS.build(criterion)
+        self.sampling_settings()  # a wrong test_cfg shows now, not after the first epoch
+
+    def init_weights(self) -> None:
+        """Xavier-uniform matrices; the stages set their own class bias."""
+        super().init_weights()
+        xavier_uniform_linears(self.time_embedding)
+
+    def sampling_settings(self) -> SamplingSettings:
+        """The present ``test_cfg``, checked. It may be changed between two calls of :meth:`predict`."""
+        return SamplingSettings.from_cfg(self.test_cfg, self.num_proposals, self.box_sampler.num_train_timesteps)
+
+    def forward(self, feats: tuple[Tensor, ...], bboxes: Tensor, t: Tensor) -> StageOutputs:
+        """Refine boxes through all stages.
+
+        Args:
+            feats (tuple[Tensor, ...]): levels of the neck, shape (B, F, H_l, W_l).
+            bboxes (Tensor): absolute xyxy in pixels of the network input, float32, shape (B, N, 4).
+            t (Tensor): diffusion step of each image, int64, shape (B,).
+
+        Returns:
+            StageOutputs: ``cls_scores`` (S, B, N, C) and ``bboxes`` (S, B, N, 4).
+        """
+        return self._refine(self.roi_extractor(feats), bboxes, t)
+
+    def _refine(self, box_features: BoxFeatures, bboxes: Tensor, t: Tensor) -> StageOutputs:
+        time = self.time_embedding(t)
+        num_images, num_proposals = bboxes.shape[:2]
+        proposal_features = None
+        cls_scores, all_bboxes = [], []
+        for stage in self.stages:
+            roi_features = box_features(bboxes)
+            if proposal_features is None:
+                proposal_features = roi_features.mean(1).unflatten(0, (num_images, num_proposals))
+            logits, deltas, proposal_features = stage(roi_features, proposal_features, time)
+            refined = refine_boxes(bboxes, deltas)
+            cls_scores.append(logits)
+            all_bboxes.append(refined)
+            bboxes = refined.detach()
+        return StageOutputs(torch.stack(cls_scores), torch.stack(all_bboxes))
+
+    def loss(self, feats: tuple[Tensor, ...], batch_data_samples: SampleList) -> dict[str, Tensor]:
+        """Losses of a training batch (Alg. 1).
+
+        Args:
+            feats (tuple[Tensor, ...]): levels of the neck.
+            batch_data_samples (SampleList): with ``gt_instances``.
+
+        Returns:
+            dict[str, Tensor]: see :class:`DiffusionDetCriterion`.
+        """
+        objects = pad_objects(batch_data_samples, self.num_classes)
+        draws = self.box_sampler.draw_training(objects, self.num_proposals)
+        bboxes = self.box_sampler.noisy_boxes(objects, draws)
+        outputs = self(feats, bboxes, draws.timesteps.to(bboxes.device))
+        return self.criterion(outputs, objects)
+
+    @torch.no_grad()
+    def predict(self, feats: tuple[Tensor, ...], batch_data_samples: SampleList, rescale: bool = True) -> InstanceList:
+        """Detections of a batch.
+
+        Args:
+            feats (tuple[Tensor, ...]): levels of the neck.
+            batch_data_samples (SampleList): their ``metainfo`` alone is used.
+            rescale (bool): boxes in pixels of the original images instead of the network input.
+
+        Returns:
+            InstanceList: per image ``bboxes`` xyxy, ``scores``, ``labels``, by falling score.
+        """
+        settings = self.sampling_settings()
+        img_metas = [sample.metainfo for sample in batch_data_samples]
+        device = feats[0].device
+        draw = (global_noise(len(img_metas), device) if settings.seed is None else
+                image_noise(settings.seed, img_metas, device))
+        steps = self.sample(feats, image_sizes(img_metas, device), settings, draw)
+        merged = merge_steps(steps, settings.ensemble)
+        return [finish_image(Detections(*image), meta, settings, rescale)
+                for *image, meta in zip(*merged, img_metas, strict=True)]
+
+    def sample(self, feats: tuple[Tensor, ...], img_whwh: Tensor, settings: SamplingSettings,
+               draw: DrawNormal) -> list[Detections]:
+        """The reverse process (Alg. 2): every image of the batch on its own, all in one pass.
+
+        Args:
+            feats (tuple[Tensor, ...]): levels of the neck.
+            img_whwh (Tensor): width, height, width, height of each image in pixels, shape (B, 4).
+            settings (SamplingSettings): steps, eta, renewal, number of boxes.
+            draw (DrawNormal): source of all noise: first x_T, then at each step but the last the noise of DDIM and,
+                with renewal, that of the renewed boxes.
+
+        Returns:
+            list[Detections]: of each step, the N best box-class pairs, in pixels of the network input.
+        """
+        box_features = self.roi_extractor(feats)
+        num_boxes = settings.num_proposals
+        x_t = draw(num_boxes)
+        steps = []
+        for time_pair in sampling_time_pairs(self.box_sampler.num_train_timesteps, settings.sampling_timesteps):
+            t = torch.full((len(img_whwh), ), time_pair[0], device=x_t.device)
+            outputs = self._refine(box_features, self.box_sampler.decode(x_t, img_whwh), t)
+            cls_scores, bboxes = outputs.cls_scores[-1], outputs.bboxes[-1]
+            steps.append(best_pairs(cls_scores, bboxes))
+            if time_pair[1] < 0:
+                break
+            x_t = self.box_sampler.denoise(x_t, bboxes, img_whwh, time_pair, settings.eta, draw(num_boxes))
+            if settings.renewal_score_thr is not None:
+                best_scores = cls_scores.float().amax(-1).sigmoid()
+                x_t = self.box_sampler.renew(x_t, best_scores, settings.renewal_score_thr, draw(num_boxes))
+        return steps

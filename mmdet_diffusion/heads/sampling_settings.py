@@ -1,0 +1,82 @@
+"""``test_cfg`` of the head, checked: the dial of one trained model (arXiv:2211.09788, Sec. 4.2, once for all)."""
+
+from typing import NamedTuple
+
+from mmdet.utils import OptConfigType
+
+from ..diffusion import sampling_time_pairs
+
+ENSEMBLES = ('all', 'all_but_last', 'last')
+
+
+class SamplingSettings(NamedTuple):
+    """How to sample and what to do with the detections.
+
+    Attributes:
+        num_proposals (int): N_eval, boxes per image; None in the config means as trained.
+        sampling_timesteps (int): steps, 1..T.
+        eta (float): 0 is deterministic DDIM, 1 the ancestral sampler.
+        renewal_score_thr (float, optional): boxes whose best score is at or below it become noise. None: no renewal.
+        ensemble (str): steps whose detections count: ``all``, ``all_but_last`` (as the authors' code), ``last``.
+        score_thr (float): detections at or below it are dropped.
+        nms (dict, optional): of mmcv's ``batched_nms``. None: no suppression.
+        max_per_img (int): detections kept per image.
+        min_bbox_size (float): boxes with a side at or below it, in pixels of the network input, are dropped.
+        seed (int, optional): each image draws from its own generator, made from it and the image's id.
+    """
+
+    num_proposals: int
+    sampling_timesteps: int = 1
+    eta: float = 1.0
+    renewal_score_thr: float | None = 0.5
+    ensemble: str = 'all'
+    score_thr: float = 0.0
+    nms: dict | None = None
+    max_per_img: int = 300
+    min_bbox_size: float = 0
+    seed: int | None = None
+
+    @classmethod
+    def from_cfg(cls, test_cfg: OptConfigType, num_proposals: int, num_train_timesteps: int) -> 'SamplingSettings':
+        """Read and check a ``test_cfg``.
+
+        Args:
+            test_cfg (OptConfigType): the config's; None stands for the defaults.
+            num_proposals (int): N as trained.
+            num_train_timesteps (int): T.
+
+        Returns:
+            SamplingSettings: see there.
+
+        Raises:
+            ValueError: if a key is unknown or a value out of range; names the key, the value and what is allowed.
+        """
+        values = dict(test_cfg or {})
+        unknown = sorted(set(values) - set(cls._fields))
+        if unknown:
+            raise ValueError(f'unknown key in test_cfg: {", ".join(unknown)}; there are {", ".join(cls._fields)}')
+        if values.get('num_proposals') is None:
+            values['num_proposals'] = num_proposals
+        settings = cls(**values)
+        sampling_time_pairs(num_train_timesteps, settings.sampling_timesteps)
+        settings._check()
+        return settings
+
+    def _check(self) -> None:
+        for key in ('num_proposals', 'max_per_img'):
+            value = getattr(self, key)
+            _require(isinstance(value, int) and value >= 1, key, value, 'an integer of at least 1')
+        _require(0 <= self.eta <= 1, 'eta', self.eta, 'in 0..1')
+        _require(self.ensemble in ENSEMBLES, 'ensemble', self.ensemble, f'one of {", ".join(ENSEMBLES)}')
+        _require(self.renewal_score_thr is None or 0 <= self.renewal_score_thr <= 1, 'renewal_score_thr',
+                 self.renewal_score_thr, 'in 0..1, or None for no renewal')
+        _require(0 <= self.score_thr < 1, 'score_thr', self.score_thr, 'in 0..1; 1 would drop every detection')
+        _require(self.min_bbox_size >= 0, 'min_bbox_size', self.min_bbox_size, 'at least 0')
+        _require(self.seed is None or isinstance(self.seed, int), 'seed', self.seed, 'an integer or None')
+        _require(self.nms is None or 'iou_threshold' in self.nms, 'nms', self.nms,
+                 "None or a dict such as dict(type='nms', iou_threshold=0.5)")
+
+
+def _require(holds: bool, key: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f'test_cfg.{key} must be {allowed}, got {value!r}')

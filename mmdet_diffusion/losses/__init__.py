@@ -1,0 +1,5 @@
+"""Training criterion."""
+
+from .diffusiondet_criterion import DiffusionDetCriterion
+
+__all__ = ['DiffusionDetCriterion']

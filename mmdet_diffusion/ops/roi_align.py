@@ -1,0 +1,140 @@
+"""RoIAlign as a sum of gathered rows. He et al. 2017 (Mask R-CNN), arXiv:1703.06870, Sec. 3.
+
+A bin averages bilinear samples, and each sample is a weighted sum of four pixels, so with two samples a side a bin is a
+weighted sum of 4 x 4 pixels. Bilinear weights are products of a vertical and a horizontal one, and so is the average:
+``bin = sum_ij wy_i wx_j F[y_i, x_j]``. With all levels of all images as rows of one table, RoIAlign of all boxes is one
+``embedding_bag`` over that table; the backward pass is another one, over the same pairs sorted by row.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+
+class FlatPyramid(NamedTuple):
+    """All levels of a feature pyramid as one table of pixels.
+
+    Attributes:
+        table (Tensor): float32 or float64, shape (sum over levels of B * H_l * W_l, C).
+        shapes (tuple[tuple[int, int], ...]): (H_l, W_l) of each level.
+        num_images (int): B.
+    """
+
+    table: Tensor
+    shapes: tuple[tuple[int, int], ...]
+    num_images: int
+
+
+def flatten_pyramid(features: tuple[Tensor, ...]) -> FlatPyramid:
+    """Lay a pyramid out as a table; made once per batch, for all stages and steps.
+
+    Args:
+        features (tuple[Tensor, ...]): levels of shape (B, C, H_l, W_l).
+
+    Returns:
+        FlatPyramid: see there.
+    """
+    rows = [level.permute(0, 2, 3, 1).reshape(-1, level.size(1)) for level in features]
+    table = torch.cat(rows)
+    table = table.to(torch.promote_types(table.dtype, torch.float32))  # half precision is widened
+    return FlatPyramid(table, tuple(tuple(level.shape[-2:]) for level in features), len(features[0]))
+
+
+def roi_align_rows(pyramid: FlatPyramid, bboxes: Tensor, levels: Tensor, strides: tuple[int, ...], output_size: int,
+                   sampling_ratio: int) -> Tensor:
+    """Aligned RoIAlign of each box on its level; gradients reach the features, not the boxes.
+
+    Args:
+        pyramid (FlatPyramid): the features.
+        bboxes (Tensor): absolute xyxy in pixels, any values (of no area, outside the image), shape (B, N, 4).
+        levels (Tensor): the level of each box, int64, shape (B, N).
+        strides (tuple[int, ...]): pixels per cell of each level.
+        output_size (int): bins a side, P.
+        sampling_ratio (int): samples a side in a bin.
+
+    Returns:
+        Tensor: bins row by row, dtype of the table, shape (B * N, P * P, C).
+    """
+    rows, weights = _rows_and_weights(pyramid, bboxes, levels, strides, output_size, sampling_ratio)
+    features = _WeightedRows.apply(pyramid.table, rows, weights)
+    return features.view(bboxes.size(0) * bboxes.size(1), output_size * output_size, -1)
+
+
+@torch.no_grad()
+def _rows_and_weights(pyramid: FlatPyramid, bboxes: Tensor, levels: Tensor, strides: tuple[int, ...], output_size: int,
+                      sampling_ratio: int) -> tuple[Tensor, Tensor]:
+    """Rows that each bin sums and their weights, both of shape (B * N * P * P, (2 * sampling_ratio)^2)."""
+    device = bboxes.device
+    shapes = torch.tensor(pyramid.shapes, device=device)
+    areas = shapes.prod(1)
+    first_row = pyramid.num_images * (areas.cumsum(0) - areas)
+    image = torch.arange(pyramid.num_images, device=device)[:, None]
+    start = first_row[levels] + image * areas[levels]
+    height, width = shapes[levels].unbind(-1)
+
+    # float64: on a box of 1000 pixels float32 leaves a sample's place on a 4-pixel grid no more than 5 digits.
+    boxes = bboxes.double() / torch.tensor(strides, device=device, dtype=torch.float64)[levels][..., None] - 0.5
+    x_cell, x_weight = _axis_samples(boxes[..., 0], boxes[..., 2], width, output_size, sampling_ratio)
+    y_cell, y_weight = _axis_samples(boxes[..., 1], boxes[..., 3], height, output_size, sampling_ratio)
+    y_weight, x_weight = y_weight.to(pyramid.table.dtype), x_weight.to(pyramid.table.dtype)
+    # (..., P, taps) each -> (..., P of y, P of x, taps of y, taps of x)
+    y_row = start[..., None, None] + y_cell * width[..., None, None]
+    rows = y_row[..., :, None, :, None] + x_cell[..., None, :, None, :]
+    weights = y_weight[..., :, None, :, None] * x_weight[..., None, :, None, :]
+    taps = (2 * sampling_ratio)**2
+    return rows.reshape(-1, taps), weights.reshape(-1, taps)
+
+
+def _axis_samples(low: Tensor, high: Tensor, size: Tensor, output_size: int,
+                  sampling_ratio: int) -> tuple[Tensor, Tensor]:
+    """Cells and weights of the bins along one axis.
+
+    Args:
+        low (Tensor): start of each box in cells, float64, shape (B, N).
+        high (Tensor): its end.
+        size (Tensor): number of cells of the box's level, int64, shape (B, N).
+        output_size (int): bins P.
+        sampling_ratio (int): samples in a bin.
+
+    Returns:
+        tuple[Tensor, Tensor]: cells, int64, and weights, float64, each (B, N, P, 2 * sampling_ratio). Samples more
+        than one cell outside the level weigh nothing; nearer ones take the border cell.
+    """
+    samples = output_size * sampling_ratio
+    fraction = (torch.arange(samples, device=low.device, dtype=torch.float64) + 0.5) / samples
+    position = low[..., None] + fraction * (high - low)[..., None]
+    size = size[..., None]
+    inside = (position >= -1) & (position <= size)
+    position = torch.minimum(position.clamp(min=0), (size - 1).double())
+    lower = torch.minimum(position.long().clamp(min=0), size - 1)  # NaN boxes end as NaN features, not as bad rows
+    upper = torch.minimum(lower + 1, size - 1)
+    share = position - lower
+    cells = torch.stack([lower, upper], dim=-1)
+    weights = torch.stack([1 - share, share], dim=-1) * (inside[..., None] / sampling_ratio)
+    shape = (*low.shape, output_size, 2 * sampling_ratio)
+    return cells.view(shape), weights.view(shape)
+
+
+class _WeightedRows(torch.autograd.Function):
+    """``out[k] = sum_j weights[k, j] table[rows[k, j]]`` with a gradient to the table alone."""
+
+    @staticmethod
+    def forward(ctx, table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weights)
+        ctx.num_rows = table.size(0)
+        return F.embedding_bag(rows, table, mode='sum', per_sample_weights=weights)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        # grad_table[r] = sum over pairs (k, j) with rows[k, j] = r of weights[k, j] grad_output[k]: the same sum with
+        # the roles of rows and bins exchanged, so sort the pairs by row.
+        rows, weights = ctx.saved_tensors
+        row, order = rows.flatten().sort()
+        bins = order // rows.size(1)
+        ends = torch.bincount(row, minlength=ctx.num_rows).cumsum(0)
+        offsets = torch.cat([ends.new_zeros(1), ends[:-1]])
+        grad_table = F.embedding_bag(bins, grad_output.contiguous(), offsets, mode='sum',
+                                     per_sample_weights=weights.flatten()[order])
+        return grad_table, None, None

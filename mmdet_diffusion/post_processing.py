@@ -1,0 +1,106 @@
+"""From the stages' outputs to an image's detections: functions on tensors. arXiv:2211.09788, Sec. 3.4."""
+
+import torch
+from mmcv.ops import batched_nms
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from .structures import Detections
+
+# Largest rounding of coordinates, in pixels, that telling classes apart by an offset may cost.
+MAX_OFFSET_ROUNDING = 1 / 64
+
+
+def best_pairs(cls_scores: Tensor, bboxes: Tensor) -> Detections:
+    """The N most probable of the N x C box-class pairs of each image.
+
+    Args:
+        cls_scores (Tensor): logits, shape (B, N, C).
+        bboxes (Tensor): absolute xyxy in pixels, shape (B, N, 4).
+
+    Returns:
+        Detections: N pairs per image.
+    """
+    num_proposals, num_classes = cls_scores.shape[1:]
+    scores, pair = cls_scores.float().sigmoid().flatten(1).topk(num_proposals, sorted=False)
+    box = (pair // num_classes)[..., None].expand(-1, -1, 4)
+    return Detections(bboxes.gather(1, box), scores, pair % num_classes)
+
+
+def merge_steps(steps: list[Detections], ensemble: str) -> Detections:
+    """Join the detections of the sampling steps that count.
+
+    Args:
+        steps (list[Detections]): in the order of sampling, at least one.
+        ensemble (str): ``all``, ``all_but_last`` or ``last``; a single step always counts.
+
+    Returns:
+        Detections: K is the sum over the steps that count.
+    """
+    if ensemble == 'last':
+        steps = steps[-1:]
+    elif ensemble == 'all_but_last' and len(steps) > 1:
+        steps = steps[:-1]
+    return Detections(*(torch.cat(values, dim=1) for values in zip(*steps, strict=True)))
+
+
+def class_wise_nms(bboxes: Tensor, scores: Tensor, labels: Tensor, nms: dict) -> tuple[Tensor, Tensor]:
+    """mmcv's ``batched_nms`` kept from mixing classes.
+
+    It offsets the boxes of class c by c times the largest coordinate. That mixes classes when coordinates are
+    negative, so boxes are shifted to a minimum of 0; and large offsets round coordinates away (thousands of classes,
+    boxes far outside the image), so then the classes are treated one by one.
+
+    Args:
+        bboxes (Tensor): xyxy in pixels, shape (K, 4), K at least 1.
+        scores (Tensor): shape (K,).
+        labels (Tensor): int64, shape (K,).
+        nms (dict): of ``batched_nms``.
+
+    Returns:
+        tuple[Tensor, Tensor]: new scores and kept indices, by falling score.
+    """
+    shifted = bboxes - bboxes.min()
+    largest_offset = (float(shifted.max()) + 1) * (int(labels.max()) + 1)
+    if nms.get('class_agnostic') or largest_offset * torch.finfo(shifted.dtype).eps <= MAX_OFFSET_ROUNDING:
+        kept, indices = batched_nms(shifted, scores, labels, nms)
+        return kept[:, 4], indices
+    kept_scores, kept_indices = [], []
+    for label in labels.unique():
+        of_class = (labels == label).nonzero()[:, 0]
+        kept, indices = batched_nms(bboxes[of_class], scores[of_class], None, nms, class_agnostic=True)
+        kept_scores.append(kept[:, 4])
+        kept_indices.append(of_class[indices])
+    scores, order = torch.cat(kept_scores).sort(descending=True, stable=True)
+    return scores, torch.cat(kept_indices)[order]
+
+
+def finish_image(detections: Detections, img_meta: dict, settings, rescale: bool) -> InstanceData:
+    """Suppress, clip, drop and rescale the detections of one image.
+
+    Suppression comes before clipping: two boxes that differ only outside the image are told apart.
+
+    Args:
+        detections (Detections): of one image, without the batch dimension: (K, 4), (K,), (K,).
+        img_meta (dict): ``img_shape`` (height, width) of the network input and, to rescale, ``scale_factor`` (w, h).
+        settings (SamplingSettings): ``score_thr``, ``nms``, ``min_bbox_size`` and ``max_per_img``.
+        rescale (bool): boxes in pixels of the original image; False leaves those of the network input.
+
+    Returns:
+        InstanceData: ``bboxes`` xyxy in pixels, ``scores`` and ``labels``, by falling score.
+    """
+    bboxes, scores, labels = detections
+    keep = scores > settings.score_thr
+    bboxes, scores, labels = bboxes[keep], scores[keep], labels[keep]
+    if len(scores) and settings.nms is not None:
+        scores, kept = class_wise_nms(bboxes, scores, labels, settings.nms)
+    else:
+        scores, kept = scores.sort(descending=True, stable=True)
+    bboxes, labels = bboxes[kept], labels[kept]
+    height, width = img_meta['img_shape'][:2]
+    bboxes = torch.minimum(bboxes.clamp(min=0), bboxes.new_tensor([width, height, width, height]))
+    large = ((bboxes[:, 2:] - bboxes[:, :2]) > settings.min_bbox_size).all(-1)
+    bboxes, scores, labels = (values[large][:settings.max_per_img] for values in (bboxes, scores, labels))
+    if rescale:
+        bboxes = bboxes / bboxes.new_tensor(img_meta['scale_factor']).repeat(2)
+    return InstanceData(bboxes=bboxes, scores=scores, labels=labels)

@@ -1,0 +1,123 @@
+"""RoI features from the pyramid level that fits a box. Lin et al. 2017 (FPN), arXiv:1612.03144, Eq. (1)."""
+
+from collections.abc import Callable
+
+import torch
+from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
+from mmdet.registry import MODELS
+from mmdet.structures.bbox import bbox2roi
+from mmdet.utils import ConfigType
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from ..ops import flatten_pyramid, roi_align_rows
+
+BoxFeatures = Callable[[Tensor], Tensor]
+"""Takes boxes, absolute xyxy in pixels, shape (B, N, 4); gives RoI features, bins first, shape (B * N, P * P, C)."""
+
+
+@MODELS.register_module()
+class PyramidRoIExtractor(BaseModule):
+    """RoIAlign of all boxes, levels and images at once.
+
+    Args:
+        featmap_strides (Sequence[int]): pixels per cell of each level that is used, finest first.
+        out_channels (int): channels of every level.
+        output_size (int): bins a side.
+        sampling_ratio (int): samples a side in a bin.
+        finest_scale (int): a box whose sides average below twice this many pixels goes to the finest level.
+
+    Raises:
+        ValueError: if a value is not positive or strides do not grow.
+    """
+
+    def __init__(self, *, featmap_strides: tuple[int, ...] = (4, 8, 16, 32), out_channels: int = 256,
+                 output_size: int = 7, sampling_ratio: int = 2, finest_scale: int = 56) -> None:
+        super().__init__()
+        strides = tuple(featmap_strides)
+        if not strides or list(strides) != sorted(set(strides)) or strides[0] <= 0:
+            raise ValueError(f'featmap_strides of the roi_extractor must be positive and grow, got {strides}')
+        for name, value in dict(output_size=output_size, sampling_ratio=sampling_ratio,
+                                finest_scale=finest_scale).items():
+            if value < 1:
+                raise ValueError(f'{name} of the roi_extractor must be at least 1, got {value!r}')
+        self.featmap_strides = strides
+        self.out_channels = out_channels
+        self.output_size = output_size
+        self.sampling_ratio = sampling_ratio
+        self.finest_scale = finest_scale
+
+    @property
+    def num_inputs(self) -> int:
+        """Number of levels that are used."""
+        return len(self.featmap_strides)
+
+    def map_roi_levels(self, bboxes: Tensor) -> Tensor:
+        """Level of each box: ``floor(log2(sqrt(area) / finest_scale))``, clamped to the levels there are.
+
+        Args:
+            bboxes (Tensor): absolute xyxy in pixels, shape (..., 4).
+
+        Returns:
+            Tensor: int64, shape (...).
+        """
+        sides = (bboxes[..., 2:] - bboxes[..., :2]).clamp(min=0).sqrt()  # sqrt first: an area can overflow
+        octave = torch.log2(sides.prod(-1) / self.finest_scale + 1e-8).floor()
+        return octave.clamp(min=0, max=self.num_inputs - 1).long()
+
+    def forward(self, feats: tuple[Tensor, ...]) -> BoxFeatures:
+        """Prepare the features of a batch for any number of look-ups.
+
+        Args:
+            feats (tuple[Tensor, ...]): levels of shape (B, C, H_l, W_l); levels past the last stride are left out.
+
+        Returns:
+            BoxFeatures: look-up of RoI features, in float32 at least.
+        """
+        pyramid = flatten_pyramid(feats[:self.num_inputs])
+        return lambda bboxes: roi_align_rows(pyramid, bboxes, self.map_roi_levels(bboxes), self.featmap_strides,
+                                             self.output_size, self.sampling_ratio)
+
+
+class StockRoIExtractor(BaseModule):
+    """Gives one of MMDetection's RoI extractors the same interface.
+
+    Args:
+        extractor (BaseRoIExtractor): for instance a ``SingleRoIExtractor``.
+    """
+
+    def __init__(self, extractor: BaseRoIExtractor) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    @property
+    def num_inputs(self) -> int:
+        """Number of levels that are used."""
+        return self.extractor.num_inputs
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of every level."""
+        return self.extractor.out_channels
+
+    @property
+    def output_size(self) -> int:
+        """Bins a side."""
+        return self.extractor.roi_layers[0].output_size[0]
+
+    def forward(self, feats: tuple[Tensor, ...]) -> BoxFeatures:
+        """As :meth:`PyramidRoIExtractor.forward`; float32, since half-precision boxes are off by whole pixels."""
+        levels = tuple(level.float() for level in feats[:self.num_inputs])
+
+        def look_up(bboxes: Tensor) -> Tensor:
+            # mmcv's operator on the CPU refuses boxes with x2 < x1.
+            ordered = torch.cat([bboxes[..., :2], torch.maximum(bboxes[..., 2:], bboxes[..., :2])], dim=-1)
+            return self.extractor(levels, bbox2roi(list(ordered.float()))).flatten(2).transpose(1, 2)
+
+        return look_up
+
+
+def build_roi_extractor(cfg: ConfigType) -> PyramidRoIExtractor | StockRoIExtractor:
+    """Build the extractor of a config: ours, or one of MMDetection's behind the same interface."""
+    extractor = MODELS.build(cfg)
+    return StockRoIExtractor(extractor) if isinstance(extractor, BaseRoIExtractor) else extractor

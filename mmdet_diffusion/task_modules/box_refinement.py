@@ -1,0 +1,28 @@
+"""Boxes moved by predicted deltas. Girshick et al. 2014 (R-CNN), arXiv:1311.2524, Appendix C."""
+
+import math
+
+import torch
+from torch import Tensor
+
+DELTA_WEIGHTS = (2.0, 2.0, 1.0, 1.0)
+MAX_BOX_SIZE = 100_000.0  # pixels; six stages of growth without a bound would overflow
+MAX_LOG_GROWTH = math.log(MAX_BOX_SIZE / 16)
+
+
+def refine_boxes(bboxes: Tensor, deltas: Tensor) -> Tensor:
+    """Apply deltas of centre (in box sizes) and size (log) to boxes.
+
+    Args:
+        bboxes (Tensor): absolute xyxy in pixels, float32, shape (..., 4).
+        deltas (Tensor): dx, dy, dw, dh times ``DELTA_WEIGHTS``, any float type, shape (..., 4).
+
+    Returns:
+        Tensor: absolute xyxy in pixels, dtype of ``bboxes``, shape (..., 4); sizes and centres are limited to ``MAX_BOX_SIZE``.
+    """
+    deltas = deltas.to(bboxes.dtype) / bboxes.new_tensor(DELTA_WEIGHTS)  # half-precision deltas under autocast
+    sizes = bboxes[..., 2:] - bboxes[..., :2]
+    centres = bboxes[..., :2] + 0.5 * sizes + deltas[..., :2] * sizes
+    sizes = sizes * deltas[..., 2:].clamp(max=MAX_LOG_GROWTH).exp()
+    centres, half = centres.clamp(-MAX_BOX_SIZE, MAX_BOX_SIZE), 0.5 * sizes.clamp(max=MAX_BOX_SIZE)
+    return torch.cat([centres - half, centres + half], dim=-1)
