@@ -1,0 +1,53 @@
+# make demo    train and test on shapes that it draws itself, with pictures    DEMO_ARGS=--quick for a short one
+# make test    all tests                                                       TEST_ARGS='-k matcher' for some
+# make lint    ruff
+# make setup   only the environment; the others do it themselves, and it takes a second once all is in place
+# make clean   remove caches and what a build leaves; environments and training results stay
+#
+# VENV=DIR     the environment, .venv unless given. One that is there is used as it is: its torch is kept, an unsupported
+#              mmcv or mmdet in it is reported and not replaced, the rest gets the versions in requirements/lock.txt.
+# PYTHON=EXE   the Python (3.11 or 3.12) that makes the environment. When it belongs to a virtual or conda environment of
+#              yours and VENV is not given, then that environment is the one that is used.
+# TORCH=...    the torch to install where there is none, in pip's words: TORCH='torch==2.12.0', or with options of pip.
+# MAX_JOBS=N   compilers at once while mmcv's operators are built; else one a core, as far as the memory goes.
+
+SHELL := /bin/bash
+SETUP := tools/misc/setup_environment.py
+TORCH ?= torch==2.13.0
+
+ifneq ($(PYTHON),)
+  ifeq ($(origin VENV),undefined)
+    VENV := $(shell '$(PYTHON)' $(SETUP) --print-environment)
+  endif
+endif
+VENV ?= .venv
+VENV := $(or $(VENV),.venv)
+BIN = $(VENV)/bin
+
+# The tests' tensors are small: more threads than this only wait for each other.
+TEST_THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
+
+.PHONY: setup demo test lint clean
+
+# Any Python can run the set-up's script, which says what is wrong with one that is too old; a fitting one is looked for first.
+setup:
+	@for python in $(if $(PYTHON),'$(PYTHON)','$(BIN)/python' python3.11 python3.12 python3); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then break; fi; \
+	done; \
+	if ! command -v "$$python" >/dev/null; then \
+	  echo "setup: there is no $$python. Cure: install Python 3.11, or name one: make $@ PYTHON=/path/to/python3.11" >&2; exit 1; \
+	fi; \
+	"$$python" $(SETUP) --venv '$(VENV)' --torch '$(TORCH)'
+
+demo: setup
+	$(BIN)/python tools/demo.py $(DEMO_ARGS)
+
+test: setup
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(TEST_THREADS)} $(BIN)/python -m pytest tests -q $(TEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find configs mmdet_diffusion tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

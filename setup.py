@@ -1,0 +1,96 @@
+"""Packaging. The wheel carries configs, tools and model-index.yml in mmdet_diffusion/.mim, where mim looks for them."""
+
+import atexit
+import os
+import re
+import runpy
+import shutil
+import tempfile
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build import build
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = 'mmdet_diffusion'
+MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
+OPENMMLAB = ('mmengine', 'mmcv', 'mmdet')
+
+
+class BuildInTemporaryDirectory(build):
+    """A build/ in the clone would hold copies of old files, and the next wheel would carry them."""
+
+    def initialize_options(self):
+        super().initialize_options()
+        self.build_base = tempfile.mkdtemp(prefix=f'{PACKAGE}-build-')
+        atexit.register(shutil.rmtree, self.build_base, ignore_errors=True)
+
+
+class BuildWithMim(build_py):
+    """Adds .mim: copies in a wheel; in an editable install links beside the modules, so that edits take effect."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            self.fill_mim(ROOT / PACKAGE / '.mim', link)
+        else:
+            self.fill_mim(Path(self.build_lib) / PACKAGE / '.mim', copy)
+
+    def fill_mim(self, mim, place):
+        mim.mkdir(parents=True, exist_ok=True)
+        for name in MIM_CONTENT:
+            place(ROOT / name, mim / name)
+
+
+def link(source, target):
+    if target.is_symlink():
+        target.unlink()
+    target.symlink_to(os.path.relpath(source, target.parent))
+
+
+def copy(source, target):
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', '*.pyc'), dirs_exist_ok=True)
+    else:
+        shutil.copy2(source, target)
+
+
+def requirements():
+    """Lines of requirements.txt as (what pip is to install, what only the extra names).
+
+    The maintained forks of mmengine, mmcv and mmdet have other distribution names and the same modules: were the stock
+    names required here, pip would install those over a fork. mmcv needs its compiled operators besides, which pip alone
+    would leave out (it builds where it sees no torch): ``make setup`` builds them.
+    """
+    lines = (line.split('#')[0].strip() for line in (ROOT / 'requirements.txt').read_text().splitlines())
+    lines = [line for line in lines if line]
+    stock = [line for line in lines if re.match(r'[\w-]+', line).group() in OPENMMLAB]
+    return [line for line in lines if line not in stock], stock
+
+
+install_requires, openmmlab = requirements()
+
+setup(
+    name=PACKAGE,
+    version=runpy.run_path(str(ROOT / PACKAGE / 'version.py'))['__version__'],
+    description='DiffusionDet (arXiv 2211.09788) for MMDetection: detection as denoising, from random boxes to objects',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8') if (ROOT / 'README.md').exists() else '',
+    long_description_content_type='text/markdown',
+    author='The mmdet_diffusion authors',
+    license='Apache-2.0',
+    keywords=['object detection', 'diffusion models', 'mmdetection', 'pytorch'],
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+    ],
+    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
+    python_requires='>=3.11',  # the oldest that the checked versions in requirements/lock.txt can be installed on
+    install_requires=install_requires,
+    extras_require={'openmmlab': openmmlab},
+    cmdclass={'build': BuildInTemporaryDirectory, 'build_py': BuildWithMim},
+    zip_safe=False,
+)

@@ -1,0 +1,52 @@
+"""Imports inside the package point one way."""
+
+import ast
+import sys
+
+import pytest
+
+from mmdet_diffusion.testing import REPOSITORY
+
+PACKAGE = REPOSITORY / 'mmdet_diffusion'
+SHARED = {'structures', 'version', 'compat'}
+TASK = {'diffusion', 'ops', 'task_modules'}
+PARTS = {'layers', 'roi_extractors', 'losses', 'post_processing'}
+MAY_IMPORT = dict(
+    diffusion=set(), ops=set(), structures=set(), version=set(), compat={'version'}, task_modules={'diffusion', 'ops'},
+    layers=TASK, roi_extractors=TASK, losses=TASK, post_processing=TASK, heads=TASK | PARTS,
+    detectors=TASK | PARTS | {'heads'}, hooks=TASK | PARTS | {'heads', 'detectors'}, testing={'structures'},
+    __init__={'detectors', 'heads', 'hooks', 'losses', 'roi_extractors', 'task_modules'})
+
+
+def imported_modules(file):
+    """Absolute dotted names of what a file of the package imports."""
+    parents = ['mmdet_diffusion', *file.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = parents[:len(parents) + 1 - node.level] if node.level else []
+            yield from ('.'.join([*package, *(node.module or '').split('.'), alias.name]).replace('..', '.')
+                        for alias in node.names)
+
+
+def part_of(file):
+    return file.relative_to(PACKAGE).with_suffix('').parts[0]
+
+
+FILES = sorted(PACKAGE.rglob('*.py'))
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_module_imports_only_parts_below_its_own(file):
+    own = part_of(file)
+    inside = {name.split('.')[1] for name in imported_modules(file) if name.startswith('mmdet_diffusion.')}
+    wrong = inside - {own} - MAY_IMPORT[own] - (SHARED if own not in SHARED else set())
+    assert not wrong, f'{own} must not import {sorted(wrong)}'
+
+
+@pytest.mark.parametrize('file', [file for file in FILES if part_of(file) in ('diffusion', 'ops', 'structures')],
+                         ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_arithmetic_imports_nothing_but_torch(file):
+    outside = {name.split('.')[0] for name in imported_modules(file)} - {'mmdet_diffusion'}
+    assert outside <= {'torch', *sys.stdlib_module_names}

@@ -1,0 +1,325 @@
+"""RoIAlign of a pyramid, against mmcv's operator and against plain loops."""
+
+import math
+
+import pytest
+import torch
+from mmcv.ops import RoIAlign
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmdet.structures.bbox import bbox2roi
+
+from mmdet_diffusion.ops import flatten_pyramid, roi_align_rows
+from mmdet_diffusion.roi_extractors import PyramidRoIExtractor, StockRoIExtractor, build_roi_extractor
+from mmdet_diffusion.testing import random_boxes
+
+IMG_SHAPE = (100, 132)
+STRIDES = (4, 8, 16, 32, 64)
+BOXES = dict(
+    inside=[[10.3, 12.1, 50.7, 60.2], [3.0, 2.0, 20.5, 9.25]],
+    no_area=[[30.0, 40.0, 30.0, 40.0], [30.5, 40.0, 70.0, 40.0], [30.0, 12.0, 30.0, 77.0], [0.0, 0.0, 0.0, 0.0]],
+    larger_than_image=[[-50.3, -40.1, 190.7, 150.2], [-131.0, -99.0, 263.0, 199.0]],
+    on_the_border=[[0.0, 0.0, 132.0, 100.0], [0.0, 0.0, 5.1, 5.2], [120.0, 90.0, 132.0, 100.0],
+                   [131.0, 0.0, 132.0, 100.0]],
+    partly_outside=[[-10.3, 20.0, 15.1, 51.0], [120.5, 80.25, 150.9, 130.1], [-3.1, -2.7, 3.3, 1.9]],
+    outside=[[-80.0, -70.0, -20.0, -30.5], [300.0, 10.0, 340.0, 30.0], [140.0, 110.0, 150.0, 111.0]],
+    far_away=[[1e5, 1e5, 1.001e5, 1.002e5], [-1e5, -1e5, 1e5, 1e5], [-1e5, 3.0, -9e4, 50.0], [2.0, 3.0, 1e5, 50.0]])
+
+
+def make_features(num_levels, num_images=2, channels=3, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [tuple(math.ceil(side / stride) for side in IMG_SHAPE) for stride in STRIDES[:num_levels]]
+    return tuple(torch.randn((num_images, channels, *size), generator=generator, dtype=torch.float64).to(dtype)
+                 .requires_grad_() for size in sizes)
+
+
+def ours(features, bboxes, levels, output_size=7):
+    """Features of shape (B * N, C, P, P)."""
+    rows = roi_align_rows(flatten_pyramid(features), bboxes, levels, STRIDES[:len(features)], output_size, 2)
+    return rows.transpose(1, 2).unflatten(-1, (output_size, output_size))
+
+
+def by_mmcv(features, bboxes, levels, output_size=7):
+    rois, levels = bbox2roi(list(bboxes)).to(features[0].dtype), levels.flatten()
+    result = rois.new_zeros(len(rois), features[0].size(1), output_size, output_size)
+    for level, feature in enumerate(features):
+        of_level = (levels == level).nonzero()[:, 0]
+        layer = RoIAlign(output_size, spatial_scale=1 / STRIDES[level], sampling_ratio=2, aligned=True)
+        result = result.index_put((of_level, ), layer(feature, rois[of_level]))
+    return result
+
+
+def bilinear(feature, y, x):
+    """One sample of a (C, H, W) map: zero beyond one cell outside, the border's value up to there."""
+    height, width = feature.shape[1:]
+    if not (-1 <= y <= height and -1 <= x <= width):
+        return torch.zeros(len(feature), dtype=feature.dtype)
+    y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+    top, left = int(y), int(x)
+    bottom, right, down, across = min(top + 1, height - 1), min(left + 1, width - 1), y - top, x - left
+    upper = feature[:, top, left] * (1 - across) + feature[:, top, right] * across
+    lower = feature[:, bottom, left] * (1 - across) + feature[:, bottom, right] * across
+    return upper * (1 - down) + lower * down
+
+
+def by_loops(features, bboxes, levels, output_size=7):
+    """Aligned RoIAlign with two samples a side, as the papers describe it."""
+    result = []
+    for image, (boxes, its_levels) in enumerate(zip(bboxes.tolist(), levels.tolist(), strict=True)):
+        for box, level in zip(boxes, its_levels, strict=True):
+            x1, y1, x2, y2 = (value / STRIDES[level] - 0.5 for value in box)
+            bin_w, bin_h = (x2 - x1) / output_size, (y2 - y1) / output_size
+            bins = [sum(bilinear(features[level][image], y1 + (row + dy) * bin_h, x1 + (column + dx) * bin_w)
+                        for dy in (0.25, 0.75) for dx in (0.25, 0.75)) / 4
+                    for row in range(output_size) for column in range(output_size)]
+            result.append(torch.stack(bins, dim=-1).unflatten(-1, (output_size, output_size)))
+    return torch.stack(result) + 0 * sum(feature.sum() for feature in features)
+
+
+def random_levels(shape, num_levels, seed=0):
+    return torch.randint(num_levels, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_same_features_and_gradients(reference, features, bboxes, levels, tolerance):
+    values = [align(features, bboxes, levels) for align in (ours, reference)]
+    torch.testing.assert_close(*values, rtol=0, atol=tolerance)
+    weight = torch.randn(values[0].shape, generator=torch.Generator().manual_seed(1)).to(values[0])
+    gradients = [torch.autograd.grad((value * weight).sum(), features, allow_unused=True) for value in values]
+    for feature, mine, other in zip(features, *gradients, strict=True):
+        other = torch.zeros_like(feature) if other is None else other
+        torch.testing.assert_close(mine, other, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize('num_levels', [1, 4, 5])
+@pytest.mark.parametrize('kind', BOXES)
+def test_features_and_gradients_equal_mmcv(kind, num_levels):
+    boxes = torch.tensor(BOXES[kind]).double()
+    bboxes = torch.stack([boxes, boxes.flip(0) + 0.3]).repeat(1, num_levels, 1)
+    levels = torch.arange(num_levels).repeat_interleave(len(boxes)).expand(2, -1)
+    features = make_features(num_levels)
+    assert_same_features_and_gradients(by_mmcv, features, bboxes, levels, tolerance=1e-9)
+
+
+@pytest.mark.parametrize('kind', BOXES)
+def test_features_and_gradients_equal_plain_loops(kind):
+    boxes = torch.tensor(BOXES[kind]).double()[None]
+    features = make_features(3, num_images=1, channels=2)
+    for level in range(3):
+        levels = torch.full(boxes.shape[:2], level)
+        assert_same_features_and_gradients(by_loops, features, boxes, levels, tolerance=1e-9)
+
+
+def test_boxes_with_corners_exchanged_equal_plain_loops():
+    boxes = torch.tensor([[[50.2, 60.3, 10.1, 12.4], [50.2, 12.4, 10.1, 60.3]]]).double()
+    features = make_features(1, num_images=1, channels=2)
+    assert_same_features_and_gradients(by_loops, features, boxes, torch.zeros(1, 2).long(), tolerance=1e-9)
+
+
+def test_many_float32_boxes_of_four_images_equal_mmcv():
+    generator = torch.Generator().manual_seed(0)
+    bboxes = torch.stack([random_boxes(150, (180, 230), generator) - 40 for _ in range(4)])
+    features = make_features(4, num_images=4, dtype=torch.float32)
+    levels = random_levels((4, 150), 4)
+    values = ours(features, bboxes, levels), by_mmcv(features, bboxes, levels)
+    assert values[0].dtype == torch.float32
+    torch.testing.assert_close(*values, rtol=0, atol=1e-4)
+    gradients = [torch.autograd.grad(value.square().sum(), features) for value in values]
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 7), (7, 1), (3, 2), (5, 9)])
+def test_maps_of_odd_sizes_equal_mmcv(size):
+    feature = torch.randn((2, 3, *size), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    boxes = random_boxes(30, (60, 60), generator).double().view(2, 15, 4) - 12.3
+    assert_same_features_and_gradients(by_mmcv, (feature.requires_grad_(), ), boxes, torch.zeros(2, 15).long(), 1e-9)
+
+
+@pytest.mark.parametrize('output_size', [1, 2, 7, 14])
+def test_any_number_of_bins_equals_mmcv(output_size):
+    bboxes = torch.tensor([BOXES['inside'], BOXES['partly_outside'][:2]]).double()
+    features, levels = make_features(2), torch.tensor([[0, 1], [1, 0]])
+    torch.testing.assert_close(ours(features, bboxes, levels, output_size),
+                               by_mmcv(features, bboxes, levels, output_size), rtol=0, atol=1e-9)
+
+
+def test_gradient_equals_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn((2, 2, *size), dtype=torch.float64, generator=generator, requires_grad=True)
+                for size in ((3, 4), (2, 2))]
+    bboxes = torch.tensor([[[1.0, 2.0, 13.0, 9.0], [-3.0, -2.0, 7.0, 20.0]],
+                           [[1.0, 2.0, 3.0, 2.0], [0.0, 0.0, 16.0, 12.0]]]).double()
+    levels = torch.tensor([[0, 1], [1, 0]])
+    assert torch.autograd.gradcheck(lambda *levels_: ours(levels_, bboxes, levels, 2), features)
+
+
+def test_one_image_of_a_batch_is_as_the_image_alone():
+    features = make_features(4, num_images=3, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    bboxes = torch.stack([random_boxes(20, IMG_SHAPE, generator) for _ in range(3)])
+    levels = random_levels((3, 20), 4)
+    batch = ours(features, bboxes, levels).unflatten(0, (3, 20))
+    for i in range(3):
+        alone = ours(tuple(level[i:i + 1] for level in features), bboxes[i:i + 1], levels[i:i + 1])
+        assert torch.equal(batch[i], alone)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_features_are_widened(dtype):
+    features = make_features(4, dtype=dtype)
+    wide = tuple(level.detach().float().requires_grad_() for level in features)
+    bboxes = torch.stack([random_boxes(10, IMG_SHAPE, torch.Generator().manual_seed(i)) for i in range(2)])
+    levels = random_levels((2, 10), 4)
+    values = ours(features, bboxes, levels), ours(wide, bboxes, levels)
+    assert values[0].dtype == torch.float32
+    assert torch.equal(*values)
+    gradients = [torch.autograd.grad(value.sum(), levels_)
+                 for value, levels_ in zip(values, (features, wide), strict=True)]
+    for mine, other in zip(*gradients, strict=True):
+        assert mine.dtype == dtype
+        assert torch.equal(mine, other.to(dtype))
+
+
+def test_no_boxes_give_no_features_and_zero_gradients():
+    features = make_features(4)
+    bboxes, levels = torch.zeros(2, 0, 4), torch.zeros(2, 0).long()
+    result = roi_align_rows(flatten_pyramid(features), bboxes, levels, STRIDES[:4], 7, 2)
+    assert result.shape == (0, 49, 3)
+    assert all((gradient == 0).all() for gradient in torch.autograd.grad(result.sum(), features))
+
+
+def test_a_level_without_boxes_gets_a_zero_gradient():
+    features = make_features(5)
+    bboxes = torch.tensor([BOXES['inside'], BOXES['inside']])
+    gradients = torch.autograd.grad(ours(features, bboxes, torch.full((2, 2), 2)).sum(), features)
+    assert [bool(gradient.any()) for gradient in gradients] == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_boxes_that_are_not_finite_leave_the_others_alone(value):
+    bboxes = torch.tensor([BOXES['inside'], BOXES['inside']])
+    levels = torch.tensor([[0, 1], [2, 3]])
+    features = make_features(4, dtype=torch.float32)
+    good = ours(features, bboxes, levels)
+    broken = bboxes.clone()
+    broken[0, 1] = value
+    result = ours(features, broken, levels)
+    assert torch.equal(result[[0, 2, 3]], good[[0, 2, 3]])
+
+
+def test_no_gradient_reaches_the_boxes():
+    bboxes = torch.tensor([BOXES['inside'], BOXES['inside']], requires_grad=True)
+    result = ours(make_features(1, dtype=torch.float32), bboxes, torch.zeros(2, 2).long())
+    assert torch.autograd.grad(result.sum(), bboxes, allow_unused=True) == (None, )
+
+
+# Extractors -----------------------------------------------------------------------------------------------------------
+
+
+def extractors(num_levels=4, channels=3):
+    strides = STRIDES[:num_levels]
+    stock = SingleRoIExtractor(dict(type='RoIAlign', output_size=7, sampling_ratio=2), channels, list(strides))
+    return PyramidRoIExtractor(featmap_strides=strides, out_channels=channels), stock
+
+
+def exact_levels(width, height, num_levels):
+    """``floor(log2(sqrt(area) / 56))`` in integers."""
+    return sum((width * height >= (56 * 2**level)**2).long() for level in range(1, num_levels))
+
+
+@pytest.mark.parametrize('num_levels', [1, 4, 5])
+def test_level_of_every_box_with_whole_sides_is_exact(num_levels):
+    sides = torch.arange(1, 1001)
+    width, height = torch.meshgrid(sides, sides, indexing='ij')
+    bboxes = torch.stack([torch.zeros_like(width), torch.zeros_like(width), width, height], dim=-1).float()
+    levels = extractors(num_levels)[0].map_roi_levels(bboxes)
+    wrong = (levels != exact_levels(width, height, num_levels)).nonzero() + 1
+    assert not len(wrong), f'{len(wrong)} boxes, such as {wrong[:3].tolist()} (width, height)'
+
+
+@pytest.mark.parametrize('num_levels', [1, 4, 5])
+def test_level_of_random_boxes_equals_mmdet(num_levels):
+    pyramid, stock = extractors(num_levels)
+    bboxes = random_boxes(5000, (1333, 1333), torch.Generator().manual_seed(0))
+    octave = torch.log2((bboxes[:, 2:] - bboxes[:, :2]).double().prod(-1).sqrt() / 56)
+    bboxes = bboxes[(octave - octave.round()).abs() > 1e-5]  # mmdet takes boxes 1e-6 below a boundary for above
+    levels = pyramid.map_roi_levels(bboxes)
+    assert torch.equal(levels, stock.map_roi_levels(bbox2roi([bboxes]), num_levels))
+    assert levels.unique().tolist() == list(range(num_levels))
+
+
+def test_boxes_without_area_go_to_the_finest_and_huge_ones_to_the_coarsest_level():
+    bboxes = torch.tensor([[5.0, 5.0, 5.0, 5.0], [9.0, 9.0, 2.0, 2.0], [0.0, 3.0, 1e5, 3.0], [-1e5, -1e5, 1e5, 1e5],
+                           [0.0, 0.0, 1e25, 1e25]])
+    assert extractors()[0].map_roi_levels(bboxes).tolist() == [0, 0, 0, 3, 3]
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_an_extractor_survives_boxes_that_are_not_finite(value):
+    bboxes = torch.tensor([BOXES['inside'], BOXES['inside']])
+    features = make_features(4, dtype=torch.float32)
+    look_up = extractors()[0](features)
+    broken = bboxes.clone()
+    broken[1, 0] = value
+    assert torch.equal(look_up(broken)[[0, 1, 3]], look_up(bboxes)[[0, 1, 3]])
+
+
+def mixed_boxes():
+    generator = torch.Generator().manual_seed(0)
+    special = torch.tensor([box for kind in BOXES.values() for box in kind])
+    return torch.stack([torch.cat([special, random_boxes(40, (500, 700), generator) - 100]) for _ in range(2)])
+
+
+@pytest.mark.parametrize('num_levels', [1, 4, 5])
+def test_stock_and_pyramid_extractor_give_the_same_features_and_gradients(num_levels):
+    features = make_features(num_levels, dtype=torch.float32)
+    pyramid, stock = extractors(num_levels)
+    values = [extractor(features)(mixed_boxes()) for extractor in (pyramid, StockRoIExtractor(stock))]
+    assert values[0].shape == (2 * mixed_boxes().size(1), 49, 3)
+    torch.testing.assert_close(*values, rtol=0, atol=1e-4)
+    gradients = [torch.autograd.grad(value.square().sum(), features) for value in values]
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize('kind', ['pyramid', 'stock'])
+def test_every_level_of_an_extractor_gets_a_gradient_when_all_boxes_are_small(kind):
+    pyramid, stock = extractors()
+    features = make_features(4, dtype=torch.float32)
+    extractor = pyramid if kind == 'pyramid' else StockRoIExtractor(stock)
+    small = torch.tensor([BOXES['inside'], BOXES['inside']])
+    gradients = torch.autograd.grad(extractor(features)(small).sum(), features)
+    assert [bool(gradient.any()) for gradient in gradients] == [True, False, False, False]
+
+
+@pytest.mark.parametrize('kind', ['pyramid', 'stock'])
+def test_levels_past_the_last_stride_are_left_out(kind):
+    pyramid, stock = extractors(num_levels=3)
+    extractor = pyramid if kind == 'pyramid' else StockRoIExtractor(stock)
+    features = make_features(5, dtype=torch.float32)
+    assert torch.equal(extractor(features)(mixed_boxes()), extractor(features[:3])(mixed_boxes()))
+
+
+def test_a_stock_extractor_takes_boxes_with_corners_exchanged():
+    bboxes = torch.tensor([[[50.2, 60.3, 10.1, 12.4], [10.0, 20.0, 30.0, 40.0]]])
+    features = make_features(4, num_images=1, dtype=torch.float32)
+    result = StockRoIExtractor(extractors()[1])(features)(bboxes)
+    torch.testing.assert_close(result[1:], extractors()[0](features)(bboxes)[1:], rtol=0, atol=1e-4)
+
+
+def test_both_kinds_are_built_from_configs_with_equal_properties():
+    common = dict(out_channels=3, featmap_strides=[4, 8])
+    layer = dict(type='RoIAlign', output_size=5, sampling_ratio=2)
+    built = [build_roi_extractor(dict(type='PyramidRoIExtractor', output_size=5, **common)),
+             build_roi_extractor(dict(type='SingleRoIExtractor', roi_layer=layer, **common))]
+    assert [type(extractor) for extractor in built] == [PyramidRoIExtractor, StockRoIExtractor]
+    for extractor in built:
+        assert (extractor.num_inputs, extractor.out_channels, extractor.output_size) == (2, 3, 5)
+
+
+@pytest.mark.parametrize('wrong', [dict(featmap_strides=()), dict(featmap_strides=(8, 4)), dict(featmap_strides=(4, 4)),
+                                   dict(featmap_strides=(0, 4)), dict(output_size=0), dict(sampling_ratio=0),
+                                   dict(finest_scale=0)])
+def test_values_out_of_range_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PyramidRoIExtractor(**wrong)

@@ -1,0 +1,140 @@
+"""What a wheel, a source distribution and an editable install carry; built offline from a copy of the clone."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ('LICENSE', 'MANIFEST.in', 'README.md', 'model-index.yml', 'pyproject.toml', 'requirements.txt', 'setup.py')
+FOLDERS = ('configs', 'mmdet_diffusion', 'requirements', 'tests', 'tools')
+MIM = 'mmdet_diffusion/.mim'
+
+
+@pytest.fixture(scope='module')
+def clone(tmp_path_factory):
+    """The files that packaging sees, as a fresh clone has them."""
+    target = tmp_path_factory.mktemp('clone')
+    for name in filter(lambda name: (ROOT / name).exists(), SOURCES):
+        shutil.copy(ROOT / name, target)
+    for name in FOLDERS:
+        ignore = shutil.ignore_patterns('.mim', '__pycache__', 'data')
+        shutil.copytree(ROOT / name, target / name, ignore=ignore)
+    (target / 'tools' / '__pycache__').mkdir()
+    (target / 'tools' / '__pycache__' / 'train.cpython-311.pyc').touch()
+    return target
+
+
+def build(clone: Path, what: str, target: Path) -> Path:
+    """Call a hook of the build backend as pip does, where pkg_resources is gone as in setuptools 82."""
+    code = (
+        'import sys; sys.modules["pkg_resources"] = None; import setuptools.build_meta as backend; '
+        f'print(backend.build_{what}({str(target)!r}))'
+    )
+    result = subprocess.run([sys.executable, '-c', code], cwd=clone, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return target / result.stdout.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope='module')
+def wheel(clone, tmp_path_factory):
+    with zipfile.ZipFile(build(clone, 'wheel', tmp_path_factory.mktemp('wheel'))) as archive:
+        yield archive
+
+
+def files_under(folder: Path) -> set[str]:
+    paths = (path for path in folder.rglob('*') if path.is_file() and path.suffix != '.pyc')
+    return {path.relative_to(folder.parent).as_posix() for path in paths}
+
+
+def wheel_content(archive: zipfile.ZipFile) -> set[str]:
+    return {name for name in archive.namelist() if '.dist-info/' not in name}
+
+
+def metadata(archive: zipfile.ZipFile):
+    name = next(name for name in archive.namelist() if name.endswith('.dist-info/METADATA'))
+    return Parser().parsestr(archive.read(name).decode())
+
+
+def test_wheel_holds_the_package_and_mim_and_nothing_else(clone, wheel):
+    mim = files_under(clone / 'configs') | files_under(clone / 'tools') | {'model-index.yml'}
+    assert {'configs/diffusiondet/metafile.yml', 'tools/misc/setup_environment.py'} <= mim
+    assert wheel_content(wheel) == files_under(clone / 'mmdet_diffusion') | {f'{MIM}/{name}' for name in mim}
+
+
+def test_building_leaves_no_copies_in_the_clone(clone, wheel):
+    assert not (clone / 'build').exists()
+    assert not (clone / MIM).exists()
+
+
+def test_version_is_the_one_in_version_py(wheel):
+    text = (ROOT / 'mmdet_diffusion' / 'version.py').read_text()
+    assert metadata(wheel)['Version'] == re.search(r"__version__ = '(.+)'", text)[1]
+
+
+def test_no_distribution_of_openmmlab_is_required_outside_the_extra(wheel):
+    required = metadata(wheel).get_all('Requires-Dist')
+    plain = {re.match(r'[\w-]+', line).group().lower() for line in required if 'extra ==' not in line}
+    extra = {re.match(r'[\w-]+', line).group().lower() for line in required if 'extra == "openmmlab"' in line}
+    assert extra == {'mmengine', 'mmcv', 'mmdet'}
+    assert {'torch', 'pycocotools', 'lvis'} <= plain
+    assert not any('mm' in name for name in plain)
+
+
+def test_wheel_says_apache_and_carries_the_text(wheel):
+    assert metadata(wheel)['License'] == 'Apache-2.0' or metadata(wheel)['License-Expression'] == 'Apache-2.0'
+    text = next(wheel.read(name).decode() for name in wheel.namelist() if name.endswith('LICENSE'))
+    assert 'Apache License' in text and 'The mmdet_diffusion authors' in text
+
+
+def test_wheel_from_the_source_distribution_is_the_same(clone, wheel, tmp_path):
+    with tarfile.open(build(clone, 'sdist', tmp_path)) as archive:
+        archive.extractall(tmp_path, filter='data')
+    unpacked = next(path for path in tmp_path.iterdir() if path.is_dir())
+    (tmp_path / 'wheel').mkdir()
+    with zipfile.ZipFile(build(unpacked, 'wheel', tmp_path / 'wheel')) as again:
+        assert wheel_content(again) == wheel_content(wheel)
+
+
+def test_editable_install_links_to_the_clone_and_a_later_wheel_is_the_same(clone, wheel, tmp_path):
+    work = tmp_path / 'clone'
+    shutil.copytree(clone, work)
+    for folder in ('first', 'second'):  # the second install finds the links of the first
+        (tmp_path / folder).mkdir()
+        build(work, 'editable', tmp_path / folder)
+    for name in ('configs', 'tools', 'model-index.yml'):
+        place = work / MIM / name
+        assert place.is_symlink() and not os.path.isabs(os.readlink(place))
+        assert place.resolve() == (work / name).resolve()
+    (tmp_path / 'wheel').mkdir()
+    with zipfile.ZipFile(build(work, 'wheel', tmp_path / 'wheel')) as again:
+        assert wheel_content(again) == wheel_content(wheel)
+
+
+def test_module_that_is_gone_from_the_clone_is_gone_from_the_next_wheel(clone, tmp_path):
+    work = tmp_path / 'clone'
+    shutil.copytree(clone, work)
+    (work / 'mmdet_diffusion' / 'gone.py').touch()
+    for folder, expected in (('before', True), ('after', False)):
+        (tmp_path / folder).mkdir()
+        with zipfile.ZipFile(build(work, 'wheel', tmp_path / folder)) as archive:
+            assert ('mmdet_diffusion/gone.py' in archive.namelist()) is expected
+        (work / 'mmdet_diffusion' / 'gone.py').unlink(missing_ok=True)
+
+
+def test_model_index_leads_to_configs_that_are_there():
+    for imported in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']:
+        index = yaml.safe_load((ROOT / imported).read_text())
+        collections = {collection['Name'] for collection in index['Collections']}
+        for model in index['Models']:
+            assert model['In Collection'] in collections
+            assert (ROOT / model['Config']).is_file(), model['Config']
+            assert Path(model['Config']).stem == model['Name']
