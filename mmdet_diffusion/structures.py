@@ -65,3 +65,19 @@ class Detections(NamedTuple):
     bboxes: Tensor
     scores: Tensor
     labels: Tensor
+
+
+class SamplingStep(NamedTuple):
+    """One step of the reverse process.
+
+    Attributes:
+        t (int): diffusion step.
+        noisy_bboxes (Tensor): boxes that go into the head, absolute xyxy in pixels, float32, shape (B, N, 4).
+        cls_scores (Tensor): class logits of the last stage, shape (B, N, C).
+        bboxes (Tensor): boxes of the last stage, absolute xyxy in pixels, float32, shape (B, N, 4).
+    """
+
+    t: int
+    noisy_bboxes: Tensor
+    cls_scores: Tensor
+    bboxes: Tensor

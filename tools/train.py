@@ -4,6 +4,7 @@ import runpy
 from pathlib import Path
 
 import mmdet
+
 import mmdet_diffusion  # noqa: F401  registers the parts
 
 if __name__ == '__main__':

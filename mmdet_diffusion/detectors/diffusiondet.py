@@ -3,7 +3,7 @@
 import torch
 from mmdet.models.detectors import SingleStageDetector
 from mmdet.registry import MODELS
-from mmdet.structures import OptSampleList
+from mmdet.structures import OptSampleList, SampleList
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 from torch import Tensor
 
@@ -21,14 +21,41 @@ class DiffusionDet(SingleStageDetector):
         train_cfg (OptConfigType): handed to the head.
         test_cfg (OptConfigType): handed to the head; see :class:`SamplingSettings`.
         data_preprocessor (OptConfigType): such as ``DetDataPreprocessor``.
+        auxiliary_head (OptConfigType): a dense head of MMDetection's, such as ``FCOSHead``, that learns from the same
+            features and is not used for detection. Its losses teach a backbone without pre-trained weights at every
+            pixel, where the diffusion head does so at a few boxes (after Zong et al. 2023, arXiv:2211.12860).
         init_cfg (OptMultiConfig): of mmengine's ``BaseModule``.
     """
 
     def __init__(self, *, backbone: ConfigType, neck: OptConfigType = None, bbox_head: ConfigType,
-                 train_cfg: OptConfigType = None, test_cfg: OptConfigType = None,
+                 auxiliary_head: OptConfigType = None, train_cfg: OptConfigType = None, test_cfg: OptConfigType = None,
                  data_preprocessor: OptConfigType = None, init_cfg: OptMultiConfig = None) -> None:
         super().__init__(backbone=backbone, neck=neck, bbox_head=bbox_head, train_cfg=train_cfg, test_cfg=test_cfg,
                          data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.auxiliary_head = None
+        if auxiliary_head is not None:
+            num_classes = auxiliary_head.get('num_classes', self.bbox_head.num_classes)
+            if num_classes != self.bbox_head.num_classes:
+                raise ValueError(f'auxiliary_head.num_classes ({num_classes}) and bbox_head.num_classes '
+                                 f'({self.bbox_head.num_classes}) must be equal; leave out the first')
+            self.auxiliary_head = MODELS.build(dict(auxiliary_head, num_classes=num_classes))
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
+        """Losses of a training batch.
+
+        Args:
+            batch_inputs (Tensor): images, shape (B, 3, H, W).
+            batch_data_samples (SampleList): with ``gt_instances``.
+
+        Returns:
+            dict[str, Tensor]: of the diffusion head, and with ``aux.`` in front those of the auxiliary head.
+        """
+        feats = self.extract_feat(batch_inputs)
+        losses = self.bbox_head.loss(feats, batch_data_samples)
+        if self.auxiliary_head is not None:
+            auxiliary = self.auxiliary_head.loss(feats, batch_data_samples)
+            losses.update({f'aux.{name}': value for name, value in auxiliary.items()})
+        return losses
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None) -> StageOutputs:
         """One pass of the network over noise at the last diffusion step, as FLOPs counters and tracers need it.

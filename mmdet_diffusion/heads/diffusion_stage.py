@@ -1,6 +1,7 @@
 """One refinement stage of the decoder. arXiv:2211.09788, Sec. 3.2, after Sparse R-CNN's (arXiv:2011.12450, Sec. 3.3)."""
 
 from mmdet.registry import MODELS
+from mmdet.utils import OptMultiConfig
 from mmengine.model import BaseModule, bias_init_with_prob
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ class DynamicDiffusionStage(BaseModule):
         dynamic_dim (int): channels between the two dynamic convolutions.
         num_cls_fcs (int): layers before the class logits.
         num_reg_fcs (int): layers before the deltas.
+        init_cfg (OptMultiConfig): of mmengine's ``BaseModule``; applied last, so it can override any layer's weights.
 
     Raises:
         ValueError: if ``feat_channels`` is not a multiple of ``num_attn_heads``.
@@ -30,8 +32,8 @@ class DynamicDiffusionStage(BaseModule):
 
     def __init__(self, *, num_classes: int, feat_channels: int, num_bins: int, prior_prob: float,
                  num_attn_heads: int = 8, feedforward_channels: int = 2048, dynamic_dim: int = 64,
-                 num_cls_fcs: int = 1, num_reg_fcs: int = 3) -> None:
-        super().__init__()
+                 num_cls_fcs: int = 1, num_reg_fcs: int = 3, init_cfg: OptMultiConfig = None) -> None:
+        super().__init__(init_cfg=init_cfg)
         if feat_channels % num_attn_heads:
             raise ValueError(f'feat_channels ({feat_channels}) must be a multiple of num_attn_heads '
                              f'({num_attn_heads}) in the stage')
@@ -52,9 +54,9 @@ class DynamicDiffusionStage(BaseModule):
 
     def init_weights(self) -> None:
         """Xavier-uniform matrices; class bias at the prior."""
-        super().init_weights()
         xavier_uniform_linears(self)
         nn.init.constant_(self.fc_cls.bias, bias_init_with_prob(self.prior_prob))
+        super().init_weights()
 
     def forward(self, roi_features: Tensor, proposal_features: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Run the stage.

@@ -1,5 +1,7 @@
 """Detection decoder that refines noisy boxes, and the loops around it. arXiv:2211.09788, Sec. 3.2-3.4, Alg. 1 and 2."""
 
+from collections.abc import Iterator
+
 import torch
 from mmdet.registry import MODELS, TASK_UTILS
 from mmdet.structures import SampleList
@@ -11,7 +13,7 @@ from ..diffusion import sampling_time_pairs
 from ..layers import TimeEmbedding
 from ..post_processing import best_pairs, finish_image, merge_steps
 from ..roi_extractors import BoxFeatures, build_roi_extractor
-from ..structures import Detections, StageOutputs
+from ..structures import Detections, SamplingStep, StageOutputs
 from ..task_modules import DrawNormal, global_noise, image_noise, image_sizes, pad_objects, refine_boxes
 from .diffusion_stage import xavier_uniform_linears
 from .sampling_settings import SamplingSettings
@@ -155,19 +157,27 @@ class DynamicDiffusionHead(BaseModule):
         Returns:
             list[Detections]: of each step, the N best box-class pairs, in pixels of the network input.
         """
+        return [best_pairs(step.cls_scores, step.bboxes) for step in self.sampling_steps(feats, img_whwh, settings, draw)]
+
+    def sampling_steps(self, feats: tuple[Tensor, ...], img_whwh: Tensor, settings: SamplingSettings,
+                       draw: DrawNormal) -> Iterator[SamplingStep]:
+        """What happens at each step of :meth:`sample`, with the same arguments.
+
+        Yields:
+            SamplingStep: boxes that go into the head and what comes out, in pixels of the network input.
+        """
         box_features = self.roi_extractor(feats)
         num_boxes = settings.num_proposals
         x_t = draw(num_boxes)
-        steps = []
         for time_pair in sampling_time_pairs(self.box_sampler.num_train_timesteps, settings.sampling_timesteps):
+            noisy_bboxes = self.box_sampler.decode(x_t, img_whwh)
             t = torch.full((len(img_whwh), ), time_pair[0], device=x_t.device)
-            outputs = self._refine(box_features, self.box_sampler.decode(x_t, img_whwh), t)
+            outputs = self._refine(box_features, noisy_bboxes, t)
             cls_scores, bboxes = outputs.cls_scores[-1], outputs.bboxes[-1]
-            steps.append(best_pairs(cls_scores, bboxes))
+            yield SamplingStep(time_pair[0], noisy_bboxes, cls_scores, bboxes)
             if time_pair[1] < 0:
-                break
+                return
             x_t = self.box_sampler.denoise(x_t, bboxes, img_whwh, time_pair, settings.eta, draw(num_boxes))
             if settings.renewal_score_thr is not None:
                 best_scores = cls_scores.float().amax(-1).sigmoid()
                 x_t = self.box_sampler.renew(x_t, best_scores, settings.renewal_score_thr, draw(num_boxes))
-        return steps

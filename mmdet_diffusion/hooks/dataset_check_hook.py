@@ -78,7 +78,7 @@ def check_classes(dataset: BaseDataset, num_classes: int) -> None:
     missing = [name for name in classes if name not in in_file]
     if missing:
         raise ValueError(f'{file_name} has no category {_shorten(missing)}; its categories are {_shorten(in_file)}. '
-                         "Correct metainfo=dict(classes=(...)) of the data set")
+                         'Correct metainfo=dict(classes=(...)) of the data set')
     order = tuple(name for name in in_file if name in classes)
     if order != classes:
         raise ValueError(f'{file_name} lists the classes as {_shorten(order)}, the data set as {_shorten(classes)}. '

@@ -75,4 +75,4 @@ def _report(bbox: list[float], label: int, meta: dict, num_classes: int) -> None
     warnings.warn(
         f'image {name}: ground-truth box {rounded} (xyxy, pixels) has no area within the image '
         f'{tuple(meta["img_shape"][:2])} (h, w) and is left out; drop such boxes with '
-        "FilterAnnotations(min_gt_bbox_wh=(1e-2, 1e-2)) in the training pipeline", stacklevel=2)
+        'FilterAnnotations(min_gt_bbox_wh=(1e-2, 1e-2)) in the training pipeline', stacklevel=2)

@@ -5,10 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from mmdet_diffusion.structures import StageOutputs
 from mmdet_diffusion.task_modules import DiffusionBoxSampler, global_noise
 from mmdet_diffusion.testing import build_detector, data_sample, random_boxes, small_model_cfg
-from torch import nn
 
 HEIGHT, WIDTH = 64, 96
 KEEP_ALL = dict(nms=None, score_thr=0.0, max_per_img=10_000, renewal_score_thr=None)
@@ -280,7 +281,7 @@ def test_ensemble_counts_the_steps_of_its_name(model, monkeypatch, ensemble, ste
     assert results.labels.bincount(minlength=3).tolist() == [number * (step in counted) for step in range(3)]
 
 
-# Number of boxes and steps ----------------------------------------------------------------------------------------------
+# Number of boxes and steps --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('number', [1, 3, 25])

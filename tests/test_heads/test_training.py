@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+
 from mmdet_diffusion.structures import StageOutputs
 from mmdet_diffusion.task_modules import pad_objects
 from mmdet_diffusion.testing import build_detector, data_sample, random_boxes, small_model_cfg
@@ -41,7 +42,7 @@ def step(model, samples, *, autocast=False, seed=0):
     with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
         losses = model.loss(make_images(len(samples)), samples)
     sum(losses.values()).backward()
-    return losses
+    return {name: value.detach() for name, value in losses.items()}
 
 
 def assert_finite(losses, model):
@@ -64,7 +65,8 @@ def test_every_parameter_has_a_finite_gradient_after_one_step(autocast):
 def test_gradients_reach_the_head_the_neck_and_the_backbone():
     model = trainable_detector()
     step(model, make_samples(3, 2))
-    for part in (model.backbone.conv1, model.neck.fpn_convs[0], *model.bbox_head.stages, model.bbox_head.time_embedding):
+    head = model.bbox_head
+    for part in (model.backbone.conv1, model.neck.fpn_convs[0], *head.stages, head.time_embedding):
         assert any(parameter.grad.abs().max() > 0 for parameter in part.parameters())
 
 
@@ -150,8 +152,8 @@ def test_more_objects_than_proposals_match_every_query_once():
 
 def test_boxes_without_area_are_left_out_with_a_warning_that_names_the_image():
     model = trainable_detector()
-    degenerate = torch.tensor([[10.0, 10, 10, 40], [20, 30, 60, 30], [50, 50, 20, 20], [200, 10, 240, 40], [5, 5, 40, 40]])
-    sample = data_sample(degenerate, torch.tensor([0, 1, 2, 0, 1]), (HEIGHT, WIDTH), img_path='street.jpg')
+    no_area = torch.tensor([[10.0, 10, 10, 40], [20, 30, 60, 30], [50, 50, 20, 20], [200, 10, 240, 40], [5, 5, 40, 40]])
+    sample = data_sample(no_area, torch.tensor([0, 1, 2, 0, 1]), (HEIGHT, WIDTH), img_path='street.jpg')
     with pytest.warns(UserWarning, match='street.jpg') as caught:
         losses = step(model, [sample, *make_samples(2)])
     assert len([warning for warning in caught if 'street.jpg' in str(warning.message)]) == 4
@@ -179,7 +181,8 @@ def test_a_box_that_is_not_finite_raises_and_names_the_image(value):
 
 @pytest.mark.parametrize('label', [3, -1])
 def test_a_label_outside_the_classes_raises_and_names_image_and_label(label):
-    sample = data_sample(torch.tensor([[5.0, 5, 40, 40]]), torch.tensor([label]), (HEIGHT, WIDTH), img_path='street.jpg')
+    bboxes = torch.tensor([[5.0, 5, 40, 40]])
+    sample = data_sample(bboxes, torch.tensor([label]), (HEIGHT, WIDTH), img_path='street.jpg')
     with pytest.raises(ValueError, match=f'street.jpg.*label {label}.*num_classes'):
         step(trainable_detector(), [sample])
 
@@ -196,7 +199,7 @@ def test_predicted_boxes_of_no_area_give_finite_losses_and_gradients():
     assert torch.autograd.grad(sum(losses.values()), bboxes)[0].isfinite().all()
 
 
-# Initial values ---------------------------------------------------------------------------------------------------------
+# Initial values -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('num_classes', [1, 3, 4])
@@ -244,7 +247,7 @@ def train_on_one_image(seeds, lr):
 
 
 def mean_loss(model, samples, seeds):
-    return sum(float(sum(step(model, samples, seed=seed).values()).detach()) for seed in seeds) / len(seeds)
+    return sum(float(sum(step(model, samples, seed=seed).values())) for seed in seeds) / len(seeds)
 
 
 def test_fifty_steps_on_one_image_and_one_noise_halve_the_loss():
@@ -315,7 +318,7 @@ def test_losses_equal_the_sums_over_queries_by_the_number_of_matched_ones(counts
     for stage, prefix in enumerate(['d0.', 'd1.', '']):
         expected = losses_of_stage(outputs.cls_scores[stage], outputs.bboxes[stage], objects, gt_index[stage])
         for name, value in expected.items():
-            assert float(losses[prefix + name]) == pytest.approx(value, rel=1e-5, abs=1e-6), prefix + name
+            assert losses[prefix + name].item() == pytest.approx(value, rel=1e-5, abs=1e-6), prefix + name
 
 
 def test_stages_are_divided_by_their_own_numbers_of_matched_queries():
@@ -327,7 +330,7 @@ def test_stages_are_divided_by_their_own_numbers_of_matched_queries():
 
 @pytest.mark.parametrize('num_stages', [1, 2, 4])
 def test_loss_names_are_d_and_the_stage_and_bare_for_the_last(num_stages):
-    losses = step(trainable_detector(num_stages=num_stages), make_samples(3, 2))
+    losses = trainable_detector(num_stages=num_stages).loss(make_images(), make_samples(3, 2))
     expected = {f'd{stage}.{name}' for stage in range(num_stages - 1) for name in LOSSES} | set(LOSSES)
     assert set(losses) == expected
     assert all(value.dim() == 0 and value.requires_grad for value in losses.values())
@@ -353,7 +356,7 @@ def test_without_objects_sums_are_divided_by_one():
     outputs, objects = random_case((0, 0))
     losses = build_detector(small_model_cfg()).bbox_head.criterion(outputs, objects)
     expected = 2 * sum(focal_loss_of(logit, False) for logit in outputs.cls_scores[-1].flatten().tolist())
-    assert float(losses['loss_cls']) == pytest.approx(expected, rel=1e-5)
+    assert losses['loss_cls'].item() == pytest.approx(expected, rel=1e-5)
     assert losses['loss_bbox'] == 0 and losses['loss_iou'] == 0
 
 
@@ -367,4 +370,4 @@ def test_the_size_of_the_image_before_padding_scales_the_box_loss():
     of_image[0][:, 1], of_image[1][:, 0] = -1, -1
     for index, factor in zip(of_image, (1.0, 0.5), strict=True):
         plain, scaled = (criterion.losses(outputs, of, index)['loss_bbox'] for of in (objects, doubled))
-        assert float(scaled) == pytest.approx(factor * float(plain), rel=1e-5)
+        assert scaled.item() == pytest.approx(factor * plain.item(), rel=1e-5)

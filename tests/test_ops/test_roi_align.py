@@ -195,14 +195,15 @@ def test_a_level_without_boxes_gets_a_zero_gradient():
     assert [bool(gradient.any()) for gradient in gradients] == [False, False, True, False, False]
 
 
+@pytest.mark.parametrize('places', [[0], [1], [0, 1, 2, 3]])
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
-def test_boxes_that_are_not_finite_leave_the_others_alone(value):
+def test_boxes_that_are_not_finite_leave_the_others_alone(value, places):
     bboxes = torch.tensor([BOXES['inside'], BOXES['inside']])
     levels = torch.tensor([[0, 1], [2, 3]])
     features = make_features(4, dtype=torch.float32)
     good = ours(features, bboxes, levels)
     broken = bboxes.clone()
-    broken[0, 1] = value
+    broken[0, 1, places] = value
     result = ours(features, broken, levels)
     assert torch.equal(result[[0, 2, 3]], good[[0, 2, 3]])
 
@@ -254,13 +255,14 @@ def test_boxes_without_area_go_to_the_finest_and_huge_ones_to_the_coarsest_level
     assert extractors()[0].map_roi_levels(bboxes).tolist() == [0, 0, 0, 3, 3]
 
 
+@pytest.mark.parametrize('places', [[0], [1], [0, 1, 2, 3]])
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
-def test_an_extractor_survives_boxes_that_are_not_finite(value):
+def test_an_extractor_survives_boxes_that_are_not_finite(value, places):
     bboxes = torch.tensor([BOXES['inside'], BOXES['inside']])
     features = make_features(4, dtype=torch.float32)
     look_up = extractors()[0](features)
     broken = bboxes.clone()
-    broken[1, 0] = value
+    broken[1, 0, places] = value
     assert torch.equal(look_up(broken)[[0, 1, 3]], look_up(bboxes)[[0, 1, 3]])
 
 

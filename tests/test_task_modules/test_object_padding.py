@@ -52,7 +52,8 @@ def test_images_without_objects_have_one_slot_that_is_not_valid(num_images):
 
 
 def test_types_are_those_of_the_contract():
-    sample = data_sample(torch.tensor([[1.0, 2.0, 30.0, 40.0]]).double(), torch.tensor([1], dtype=torch.int32), IMG_SHAPE)
+    bboxes, labels = torch.tensor([[1, 2, 30, 40]], dtype=torch.float64), torch.tensor([1], dtype=torch.int32)
+    sample = data_sample(bboxes, labels, IMG_SHAPE)
     objects = pad_objects([sample], num_classes=3)
     assert [value.dtype for value in objects] == [torch.float32, torch.int64, torch.bool, torch.float32]
 

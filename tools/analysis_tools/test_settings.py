@@ -1,0 +1,94 @@
+"""Test one checkpoint at several settings of the dial: sampling steps x boxes, each over some sampling seeds.
+
+Example:
+    python tools/analysis_tools/test_settings.py CONFIG CHECKPOINT --settings 1x100 4x100 1x300 --seeds 0 1 2
+
+A setting is STEPSxBOXES. Prints a Markdown table of AP, AP50 and seconds per image; `--out` saves the same as JSON.
+"""
+
+import argparse
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from statistics import mean, stdev
+
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+import mmdet_diffusion  # noqa: F401  registers the parts
+
+
+def parse_setting(text: str) -> tuple[int, int]:
+    """``4x100`` to (4 steps, 100 boxes)."""
+    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f'{text!r} is not STEPSxBOXES, such as 4x100')
+    return int(match[1]), int(match[2])
+
+
+def build_runner(config: str, checkpoint: str, work_dir: str, cfg_options: dict | None) -> Runner:
+    """A runner with the checkpoint loaded, ready to test."""
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(cfg_options or {})
+    cfg.work_dir, cfg.load_from, cfg.log_level = work_dir, checkpoint, 'WARNING'
+    return Runner.from_cfg(cfg)
+
+
+def measure(runner: Runner, steps: int, boxes: int, seed: int) -> dict[str, float]:
+    """Metrics and seconds per image of one setting."""
+    dial = dict(sampling_timesteps=steps, num_proposals=boxes, seed=seed)
+    # The model is built by the first test; after that its head is told.
+    runner.cfg.model.test_cfg.update(dial)
+    if not isinstance(runner.model, dict):
+        model = getattr(runner.model, 'module', runner.model)
+        model.bbox_head.test_cfg.update(dial)
+    start = time.perf_counter()
+    metrics = runner.test()
+    seconds = (time.perf_counter() - start) / len(runner.test_dataloader.dataset)
+    return dict(AP=metrics['coco/bbox_mAP'], AP50=metrics['coco/bbox_mAP_50'], seconds=seconds)
+
+
+def summarize(values: list[float]) -> str:
+    """Mean, with the standard deviation where there are several values."""
+    return f'{mean(values):.3f}' + (f' ± {stdev(values):.3f}' if len(values) > 1 else '')
+
+
+def table(results: list[dict]) -> str:
+    """Markdown table of :func:`measure`'s results."""
+    lines = ['| steps | boxes | AP | AP50 | s / image |', '| ---: | ---: | ---: | ---: | ---: |']
+    for result in results:
+        runs = result['runs']
+        cells = [summarize([run[key] for run in runs]) for key in ('AP', 'AP50')]
+        seconds = mean(run['seconds'] for run in runs)
+        lines.append(f'| {result["steps"]} | {result["boxes"]} | {cells[0]} | {cells[1]} | {seconds:.3f} |')
+    return '\n'.join(lines)
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config')
+    parser.add_argument('checkpoint')
+    parser.add_argument('--settings', nargs='+', type=parse_setting, required=True, metavar='STEPSxBOXES')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
+    parser.add_argument('--out', type=Path, help='JSON file to write')
+    parser.add_argument('--work-dir', default='work_dirs/test_settings')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    args = parser.parse_args()
+    if not Path(args.checkpoint).is_file():
+        parser.error(f'there is no checkpoint {args.checkpoint}')
+    runner = build_runner(args.config, args.checkpoint, args.work_dir, args.cfg_options)
+    results = [
+        dict(steps=steps, boxes=boxes, runs=[measure(runner, steps, boxes, seed) for seed in args.seeds])
+        for steps, boxes in args.settings
+    ]
+    print(table(results))
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=1) + '\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Two pictures of a trained model: detections beside ground truth, and boxes on their way from noise to objects.
+
+Example:
+    python tools/visualizations/draw_denoising.py CONFIG CHECKPOINT --out-dir pictures --images 6 --steps 4
+
+Images are the first of the config's test set that hold at least `--min-objects` objects.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmdet.apis import init_detector
+from mmdet.registry import DATASETS
+from mmdet.structures.bbox import get_box_tensor
+from mmengine.config import Config, DictAction
+from mmengine.dataset import pseudo_collate
+from PIL import Image, ImageDraw
+
+import mmdet_diffusion  # noqa: F401  registers the parts
+from mmdet_diffusion.task_modules import image_noise, image_sizes
+
+COLOURS = ((230, 60, 60), (60, 120, 240), (40, 170, 80), (240, 160, 30), (170, 80, 220), (20, 180, 190))
+MARGIN = 4  # white pixels between panels
+CAPTION = 14  # pixels above a panel
+
+
+def draw_boxes(image: Image.Image, bboxes: torch.Tensor, labels: torch.Tensor, scale: float) -> Image.Image:
+    """A copy of the picture, enlarged, with boxes (xyxy in its pixels) in the colours of their classes."""
+    picture = image.resize([round(side * scale) for side in image.size], Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(picture)
+    for box, label in zip((bboxes * scale).tolist(), labels.tolist(), strict=True):
+        left, top, right, bottom = box
+        if right > left and bottom > top:
+            draw.rectangle(box, outline=COLOURS[label % len(COLOURS)], width=2)
+    return picture
+
+
+def grid(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:
+    """Captioned pictures in rows on white."""
+    widths = [max(row[column][1].width for row in rows) for column in range(len(rows[0]))]
+    heights = [max(picture.height for _, picture in row) + CAPTION for row in rows]
+    canvas = Image.new('RGB', (sum(widths) + MARGIN * (len(widths) + 1), sum(heights) + MARGIN * (len(heights) + 1)),
+                       'white')
+    draw, y = ImageDraw.Draw(canvas), MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        x = MARGIN
+        for (caption, picture), width in zip(row, widths, strict=True):
+            draw.text((x, y), caption, fill='black')
+            canvas.paste(picture, (x, y + CAPTION))
+            x += width + MARGIN
+        y += height + MARGIN
+    return canvas
+
+
+class Viewer:
+    """A trained detector and the samples that it looks at.
+
+    Args:
+        config (Config): of the model and its test set.
+        checkpoint (str): file.
+        device (str): such as ``cpu`` or ``cuda:0``.
+        score_thr (float): detections below it are not drawn.
+        panel (int): longer side of a panel in pixels.
+    """
+
+    def __init__(self, config: Config, checkpoint: str, device: str, score_thr: float, panel: int) -> None:
+        self.model = init_detector(config, checkpoint, device=device)
+        self.head = self.model.bbox_head
+        self.dataset = DATASETS.build(config.test_dataloader.dataset)
+        self.score_thr, self.panel = score_thr, panel
+
+    def samples(self, number: int, min_objects: int) -> list[dict]:
+        """The first samples of the data set with enough objects."""
+        indices = (index for index in range(len(self.dataset))
+                   if len(self.dataset.get_data_info(index)['instances']) >= min_objects)
+        return [self.dataset[index] for index, _ in zip(indices, range(number), strict=False)]
+
+    def picture(self, sample: dict) -> tuple[Image.Image, float]:
+        """The network input as a picture and how much to enlarge it."""
+        array = sample['inputs'].permute(1, 2, 0).numpy()[..., ::-1]
+        image = Image.fromarray(np.ascontiguousarray(array))
+        return image, self.panel / max(image.size)
+
+    def ground_truth(self, sample: dict) -> Image.Image:
+        """The annotated boxes, in the frame of the network input."""
+        image, scale = self.picture(sample)
+        instances, meta = sample['data_samples'].gt_instances, sample['data_samples'].metainfo
+        bboxes = get_box_tensor(instances.bboxes) * torch.tensor(meta['scale_factor']).repeat(2)
+        return draw_boxes(image, bboxes, instances.labels, scale)
+
+    @torch.no_grad()
+    def detections(self, sample: dict) -> Image.Image:
+        """The detections above the threshold."""
+        image, scale = self.picture(sample)
+        data = self.model.data_preprocessor(pseudo_collate([sample]))
+        found = self.head.predict(self.model.extract_feat(data['inputs']), data['data_samples'], rescale=False)[0]
+        found = found[found.scores > self.score_thr].cpu()
+        return draw_boxes(image, found.bboxes, found.labels, scale)
+
+    @torch.no_grad()
+    def denoising(self, sample: dict) -> list[tuple[str, Image.Image]]:
+        """The boxes before each step, and after the last those that score above the threshold."""
+        image, scale = self.picture(sample)
+        data = self.model.data_preprocessor(pseudo_collate([sample]))
+        feats, metas = self.model.extract_feat(data['inputs']), [data['data_samples'][0].metainfo]
+        settings, device = self.head.sampling_settings(), feats[0].device
+        draw = image_noise(settings.seed or 0, metas, device)
+        panels = []
+        for step in self.head.sampling_steps(feats, image_sizes(metas, device), settings, draw):
+            boxes, none = step.noisy_bboxes[0].cpu(), torch.zeros(len(step.noisy_bboxes[0]), dtype=torch.long)
+            panels.append((f't = {step.t}', draw_boxes(image, boxes, none, scale)))
+        scores, labels = step.cls_scores[0].sigmoid().max(-1)
+        good = scores > self.score_thr
+        last = draw_boxes(image, step.bboxes[0][good].cpu(), labels[good].cpu(), scale)
+        return [*panels, (f'score > {self.score_thr}', last)]
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config')
+    parser.add_argument('checkpoint')
+    parser.add_argument('--out-dir', type=Path, required=True)
+    parser.add_argument('--images', type=int, default=6, help='columns of the first picture')
+    parser.add_argument('--steps', type=int, default=4, help='sampling steps')
+    parser.add_argument('--min-objects', type=int, default=4)
+    parser.add_argument('--score-thr', type=float, default=0.4)
+    parser.add_argument('--panel', type=int, default=224, help='pixels of the longer side of a panel')
+    parser.add_argument('--device', default='cuda:0' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    args = parser.parse_args()
+    config = Config.fromfile(args.config)
+    config.merge_from_dict(args.cfg_options or {})
+    config.model.test_cfg.update(sampling_timesteps=args.steps, seed=0)
+    viewer = Viewer(config, args.checkpoint, args.device, args.score_thr, args.panel)
+    samples = viewer.samples(args.images, args.min_objects)
+    if not samples:
+        parser.error(f'no image of the test set holds {args.min_objects} objects; lower --min-objects')
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    truth = [('ground truth', viewer.ground_truth(sample)) for sample in samples]
+    found = [('detections', viewer.detections(sample)) for sample in samples]
+    grid([truth, found]).save(args.out_dir / 'detections.png')
+    grid([viewer.denoising(sample) for sample in samples[:3]]).save(args.out_dir / 'denoising.png')
+    print(f'{args.out_dir / "detections.png"}\n{args.out_dir / "denoising.png"}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
