@@ -60,19 +60,23 @@ def class_wise_nms(bboxes: Tensor, scores: Tensor, labels: Tensor, nms: dict) ->
     Returns:
         tuple[Tensor, Tensor]: new scores and kept indices, by falling score.
     """
+    nms = dict(nms)
+    if nms.pop('class_agnostic', False):
+        labels = torch.zeros_like(labels)
     shifted = bboxes - bboxes.min()
     largest_offset = (float(shifted.max()) + 1) * (int(labels.max()) + 1)
-    if nms.get('class_agnostic') or largest_offset * torch.finfo(shifted.dtype).eps <= MAX_OFFSET_ROUNDING:
+    if largest_offset * torch.finfo(shifted.dtype).eps <= MAX_OFFSET_ROUNDING:
         kept, indices = batched_nms(shifted, scores, labels, nms)
         return kept[:, 4], indices
     kept_scores, kept_indices = [], []
     for label in labels.unique():
         of_class = (labels == label).nonzero()[:, 0]
-        kept, indices = batched_nms(bboxes[of_class], scores[of_class], None, nms, class_agnostic=True)
+        kept, indices = batched_nms(bboxes[of_class], scores[of_class], torch.zeros_like(of_class), nms)
         kept_scores.append(kept[:, 4])
         kept_indices.append(of_class[indices])
     scores, order = torch.cat(kept_scores).sort(descending=True, stable=True)
-    return scores, torch.cat(kept_indices)[order]
+    kept = slice(nms['max_num'] if nms.get('max_num', -1) > 0 else None)
+    return scores[kept], torch.cat(kept_indices)[order][kept]
 
 
 def finish_image(detections: Detections, img_meta: dict, settings, rescale: bool) -> InstanceData:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS, MODELS, TRANSFORMS
+from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.dataset import Compose
@@ -403,6 +404,13 @@ def test_images_with_an_empty_crop_survive(train_set):
         assert results is not None
         counts.append(len(results['data_samples'].gt_instances))
     assert set(counts) == {0, 1}
+
+
+def test_a_sliver_that_a_crop_leaves_is_dropped_and_its_image_survives():
+    sliver = HorizontalBoxes(torch.tensor([[100.0, 50.0, 100.005, 90.0]]))
+    transform = TRANSFORMS.build(only(load_config(COCO).train_dataloader.dataset.pipeline, 'FilterAnnotations'))
+    results = transform(dict(gt_bboxes=sliver, gt_bboxes_labels=np.zeros(1), gt_ignore_flags=np.zeros(1, dtype=bool)))
+    assert results is not None and len(results['gt_bboxes']) == len(results['gt_bboxes_labels']) == 0
 
 
 @pytest.mark.parametrize('branch', [0, 1])

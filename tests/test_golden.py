@@ -75,7 +75,8 @@ def head_outputs(model):
 
 def deviation(outputs, others, stage):
     """Largest absolute difference of each query in logits and in pixels."""
-    return tuple((one[stage] - other[stage]).abs().amax(-1).flatten() for one, other in zip(outputs, others, strict=True))
+    pairs = zip(outputs, others, strict=True)
+    return tuple((one[stage] - other[stage]).abs().amax(-1).flatten() for one, other in pairs)
 
 
 def test_first_stage_equals_the_recorded_one(head_outputs):
@@ -403,8 +404,8 @@ def finish(detections, settings):
     return finish_image(image, inference_sample().metainfo, settings, rescale=True).to_dict()
 
 
-# At the seventh of 8 steps a recorded box has a RoIAlign sample within 0.001 cells of the line one cell outside the map,
-# beyond which samples count as 0: see the last test. From there on the loops part.
+# At the seventh of 8 steps a recorded box has a RoIAlign sample within 0.001 cells of the line one cell outside the
+# map, beyond which samples count as 0: see the last test. From there on the loops part.
 COMPARABLE_STEPS = {1: 1, 2: 2, 4: 4, 8: 6}
 
 

@@ -1,6 +1,7 @@
 """Cosine noise schedule. Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. (17).
 
-``alpha_bar_t = prod_{s <= t} (1 - beta_s)``, ``1 - beta_t = f(t + 1) / f(t)``, ``f(t) = cos^2((t / T + s) / (1 + s) * pi / 2)``.
+``alpha_bar_t = prod_{s <= t} (1 - beta_s)`` with ``1 - beta_t = f(t + 1) / f(t)`` and
+``f(t) = cos^2((t / T + s) / (1 + s) * pi / 2)``.
 
 The table lives on the host in float64: what is derived from it can cancel in float32. Tensors stay float32.
 """

@@ -1,4 +1,4 @@
-"""One refinement stage of the decoder. arXiv:2211.09788, Sec. 3.2, after Sparse R-CNN's (arXiv:2011.12450, Sec. 3.3)."""
+"""One refinement stage. arXiv:2211.09788, Sec. 3.2, after that of Sparse R-CNN (arXiv:2011.12450, Sec. 3.3)."""
 
 from mmdet.registry import MODELS
 from mmdet.utils import OptMultiConfig

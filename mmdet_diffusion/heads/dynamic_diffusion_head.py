@@ -157,7 +157,8 @@ class DynamicDiffusionHead(BaseModule):
         Returns:
             list[Detections]: of each step, the N best box-class pairs, in pixels of the network input.
         """
-        return [best_pairs(step.cls_scores, step.bboxes) for step in self.sampling_steps(feats, img_whwh, settings, draw)]
+        steps = self.sampling_steps(feats, img_whwh, settings, draw)
+        return [best_pairs(step.cls_scores, step.bboxes) for step in steps]
 
     def sampling_steps(self, feats: tuple[Tensor, ...], img_whwh: Tensor, settings: SamplingSettings,
                        draw: DrawNormal) -> Iterator[SamplingStep]:

@@ -59,7 +59,7 @@ def roi_align_rows(pyramid: FlatPyramid, bboxes: Tensor, levels: Tensor, strides
     """
     rows, weights = _rows_and_weights(pyramid, bboxes, levels, strides, output_size, sampling_ratio)
     features = _WeightedRows.apply(pyramid.table, rows, weights)
-    return features.view(bboxes.size(0) * bboxes.size(1), output_size * output_size, -1)
+    return features.view(bboxes.size(0) * bboxes.size(1), output_size * output_size, pyramid.table.size(1))
 
 
 @torch.no_grad()

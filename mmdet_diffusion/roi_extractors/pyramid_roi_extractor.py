@@ -61,8 +61,9 @@ class PyramidRoIExtractor(BaseModule):
         Returns:
             Tensor: int64, shape (...).
         """
-        sides = (bboxes[..., 2:] - bboxes[..., :2]).clamp(min=0).sqrt()  # sqrt first: an area can overflow
-        octave = torch.log2(sides.prod(-1) / self.finest_scale + 1e-8).floor()
+        # float64: boxes on a boundary, such as 28 x 448, round to either side of it in float32.
+        sides = (bboxes[..., 2:] - bboxes[..., :2]).double().clamp(min=0)
+        octave = torch.log2(sides.prod(-1).sqrt() / self.finest_scale).floor().nan_to_num(nan=0)
         return octave.clamp(min=0, max=self.num_inputs - 1).long()
 
     def forward(self, feats: tuple[Tensor, ...]) -> BoxFeatures:

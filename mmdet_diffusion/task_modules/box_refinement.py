@@ -18,9 +18,11 @@ def refine_boxes(bboxes: Tensor, deltas: Tensor) -> Tensor:
         deltas (Tensor): dx, dy, dw, dh times ``DELTA_WEIGHTS``, any float type, shape (..., 4).
 
     Returns:
-        Tensor: absolute xyxy in pixels, dtype of ``bboxes``, shape (..., 4); sizes and centres are limited to ``MAX_BOX_SIZE``.
+        Tensor: absolute xyxy in pixels, dtype of ``bboxes``, shape (..., 4); sizes and centres are at most
+        ``MAX_BOX_SIZE``.
     """
-    deltas = deltas.to(bboxes.dtype) / bboxes.new_tensor(DELTA_WEIGHTS)  # half-precision deltas under autocast
+    # Under autocast the deltas come in half precision.
+    deltas = deltas.to(bboxes.dtype) / bboxes.new_tensor(DELTA_WEIGHTS)
     sizes = bboxes[..., 2:] - bboxes[..., :2]
     centres = bboxes[..., :2] + 0.5 * sizes + deltas[..., :2] * sizes
     sizes = sizes * deltas[..., 2:].clamp(max=MAX_LOG_GROWTH).exp()

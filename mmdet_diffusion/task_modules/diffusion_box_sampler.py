@@ -28,7 +28,8 @@ class DiffusionBoxSampler:
         ValueError: if a value is outside its range or ``padding`` is unknown.
     """
 
-    def __init__(self, *, num_train_timesteps: int = 1000, signal_scale: float = 2.0, padding: str = 'gaussian') -> None:
+    def __init__(self, *, num_train_timesteps: int = 1000, signal_scale: float = 2.0,
+                 padding: str = 'gaussian') -> None:
         if padding not in PADDINGS:
             raise ValueError(f'padding must be one of {", ".join(PADDINGS)}, got {padding!r} in box_sampler')
         self.schedule = CosineNoiseSchedule(num_train_timesteps)

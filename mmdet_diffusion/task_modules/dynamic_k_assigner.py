@@ -51,7 +51,8 @@ class DynamicKAssigner(BaseAssigner):
         """
         return match_queries(cls_scores.float(), bboxes.float(), objects, self.weights, self.num_candidates)
 
-    def assign(self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: dict, **kwargs) -> AssignResult:
+    def assign(self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: dict,
+               **kwargs) -> AssignResult:
         """One image, in the form of MMDetection's assigners.
 
         Args:

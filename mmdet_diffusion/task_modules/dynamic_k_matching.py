@@ -56,7 +56,7 @@ def match_queries(cls_scores: Tensor, bboxes: Tensor, objects: PaddedObjects, we
     # Padding objects take no query: no IoU, no share of any cost's minimum.
     valid = objects.valid[None, :, None, :]
     cost = cost.masked_fill(~valid, torch.inf)
-    matched = _dynamic_k(cost, ious.masked_fill(~valid, 0), num_candidates) & valid
+    matched = _dynamic_k(cost, ious, valid, num_candidates)
     matched = _repair(matched, cost, objects.valid)
     return torch.where(matched.any(-1), matched.to(torch.uint8).argmax(-1), -1)
 
@@ -127,14 +127,14 @@ def _centre_prior(bboxes: Tensor, objects: PaddedObjects, center_radius: float) 
     return in_object & in_region, ((in_object | in_region) & valid).any(-1)
 
 
-def _dynamic_k(cost: Tensor, ious: Tensor, num_candidates: int) -> Tensor:
+def _dynamic_k(cost: Tensor, ious: Tensor, valid: Tensor, num_candidates: int) -> Tensor:
     """Each object takes its k cheapest queries, k from its highest IoUs; a query keeps its cheapest object."""
     num_candidates = min(num_candidates, cost.size(-2))
     wanted = ious.topk(num_candidates, dim=-2).values.sum(-2).long().clamp(min=1)
     cheapest = cost.topk(num_candidates, dim=-2, largest=False).indices
     ranks = torch.arange(num_candidates, device=cost.device)[:, None]
     claimed = torch.zeros_like(cost, dtype=torch.bool).scatter_(-2, cheapest, ranks < wanted[..., None, :])
-    return _cheapest_object_only(claimed, cost)
+    return _cheapest_object_only(claimed & valid, cost)
 
 
 def _cheapest_object_only(claimed: Tensor, cost: Tensor) -> Tensor:

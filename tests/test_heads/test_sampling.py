@@ -34,11 +34,12 @@ def lively_detector(**cfg):
     return model
 
 
-def detect(model, images, img_ids, *, rescale=True, scale_factor=(1.0, 1.0), **test_cfg):
+def detect(model, images, img_ids, *, img_shapes=None, rescale=True, scale_factor=(1.0, 1.0), **test_cfg):
     model.bbox_head.test_cfg = test_cfg
     samples = [
-        data_sample(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), (HEIGHT, WIDTH), img_id=img_id,
-                    scale_factor=scale_factor) for img_id in img_ids
+        data_sample(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), img_shape, img_id=img_id,
+                    scale_factor=scale_factor)
+        for img_id, img_shape in zip(img_ids, img_shapes or [(HEIGHT, WIDTH)] * len(img_ids), strict=True)
     ]
     return [sample.pred_instances for sample in model.predict(images, samples, rescale=rescale)]
 
@@ -126,6 +127,17 @@ def test_batched_equals_single_to_the_last_digits_with_a_network_in_float64(imag
     for index, img_id in enumerate([10, 11, 12]):
         alone, = detect(model, images[index:index + 1].double(), [img_id], **settings)
         assert_same_detections(together[index], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize('steps', [1, 4])
+def test_batched_equals_single_for_images_of_different_size_in_equal_padding(model, images, steps):
+    settings = dict(seed=3, sampling_timesteps=steps)
+    shapes = [(HEIGHT, WIDTH), (48, WIDTH), (HEIGHT, 70)]
+    together = detect(model, images, [10, 11, 12], img_shapes=shapes, **settings)
+    for index, (img_id, (height, width)) in enumerate(zip([10, 11, 12], shapes, strict=True)):
+        alone, = detect(model, images[index:index + 1], [img_id], img_shapes=[(height, width)], **settings)
+        assert_same_detections(together[index], alone)
+        assert alone.bboxes[:, 2].max() <= width and alone.bboxes[:, 3].max() <= height
 
 
 def test_two_images_give_two_results_at_four_steps(model, images):
@@ -491,8 +503,12 @@ def test_a_value_that_turns_wrong_on_the_built_model_raises_at_the_next_predicti
     ('renewal_score_thr', 1.5),
     ('nms', dict(type='nms')),
     ('nms', dict(type='nms', iou_thr=0.5)),
+    ('nms', dict(type='soft', iou_threshold=0.5)),  # there is a soft_nms
     ('nms', 0.5),
+    ('eta', 'one'),
+    ('score_thr', None),
     ('max_per_img', 0),
+    ('max_per_img', None),
     ('min_bbox_size', -1),
     ('seed', 'one'),
 ])

@@ -12,6 +12,7 @@ Each image draws from its own generator, made from (seed, split, index): a small
 """
 import argparse
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -72,10 +73,11 @@ def write_split(folder, split, num_images, size, seed, progress):
 def write_set(folder, num_train, num_val, size, seed):
     """Fill a new folder; shapes.json, which tells what made it and proves it complete, comes last."""
     (folder / 'annotations').mkdir(parents=True)
-    progress = ProgressBar(num_train + num_val, file=sys.stderr)
+    # In a log file a bar that redraws itself is a page of noise.
+    progress = ProgressBar(num_train + num_val, file=sys.stderr if sys.stderr.isatty() else io.StringIO())
     for split, num_images in zip(SPLITS, (num_train, num_val), strict=True):
         write_split(folder, split, num_images, size, seed, progress)
-    print(file=sys.stderr)
+    print(file=sys.stderr if sys.stderr.isatty() else io.StringIO())
     record = recipe(num_train, num_val, size, seed) | {'classes': CLASSES, 'sha256': digest(folder)}
     (folder / 'shapes.json').write_text(json.dumps(record, indent=2) + '\n')
 
