@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import mmcv.ops
 from mmdet.utils import OptConfigType
 
 from ..diffusion import sampling_time_pairs
@@ -66,15 +67,26 @@ class SamplingSettings(NamedTuple):
         for key in ('num_proposals', 'max_per_img'):
             value = getattr(self, key)
             _require(isinstance(value, int) and value >= 1, key, value, 'an integer of at least 1')
-        _require(0 <= self.eta <= 1, 'eta', self.eta, 'in 0..1')
+        _require(_is_number(self.eta) and 0 <= self.eta <= 1, 'eta', self.eta, 'a number in 0..1')
         _require(self.ensemble in ENSEMBLES, 'ensemble', self.ensemble, f'one of {", ".join(ENSEMBLES)}')
-        _require(self.renewal_score_thr is None or 0 <= self.renewal_score_thr <= 1, 'renewal_score_thr',
-                 self.renewal_score_thr, 'in 0..1, or None for no renewal')
-        _require(0 <= self.score_thr < 1, 'score_thr', self.score_thr, 'in 0..1; 1 would drop every detection')
-        _require(self.min_bbox_size >= 0, 'min_bbox_size', self.min_bbox_size, 'at least 0')
+        renewal = self.renewal_score_thr
+        _require(renewal is None or (_is_number(renewal) and 0 <= renewal <= 1), 'renewal_score_thr', renewal,
+                 'a number in 0..1, or None for no renewal')
+        _require(_is_number(self.score_thr) and 0 <= self.score_thr < 1, 'score_thr', self.score_thr,
+                 'a number from 0 to below 1')
+        _require(_is_number(self.min_bbox_size) and self.min_bbox_size >= 0, 'min_bbox_size', self.min_bbox_size,
+                 'a number of at least 0')
         _require(self.seed is None or isinstance(self.seed, int), 'seed', self.seed, 'an integer or None')
-        _require(self.nms is None or 'iou_threshold' in self.nms, 'nms', self.nms,
-                 "None or a dict such as dict(type='nms', iou_threshold=0.5)")
+        _require(self.nms is None or _is_nms(self.nms), 'nms', self.nms,
+                 "None or a dict such as dict(type='nms', iou_threshold=0.5), of a type in mmcv.ops")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_nms(value: object) -> bool:
+    return isinstance(value, dict) and 'iou_threshold' in value and hasattr(mmcv.ops, value.get('type', 'nms'))
 
 
 def _require(holds: bool, key: str, value: object, allowed: str) -> None:

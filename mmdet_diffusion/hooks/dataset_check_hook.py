@@ -19,6 +19,9 @@ class DatasetCheckHook(Hook):
     classes in the order of the file, so the names of all detections would be wrong).
     """
 
+    def __init__(self) -> None:
+        self._checked = set()
+
     def before_train(self, runner: Runner) -> None:
         """Check the training data."""
         self._check(runner, runner.train_dataloader.dataset)
@@ -31,13 +34,15 @@ class DatasetCheckHook(Hook):
         """Check the test data."""
         self._check(runner, runner.test_dataloader.dataset)
 
-    @staticmethod
-    def _check(runner: Runner, dataset: object) -> None:
+    def _check(self, runner: Runner, dataset: object) -> None:
+        if id(dataset) in self._checked:  # validation comes round many times, and annotation files can be large
+            return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model = getattr(model, 'module', model)  # a test-time augmentation model wraps the detector once more
         num_classes = model.bbox_head.num_classes
         for part in _leaves(dataset):
             check_classes(part, num_classes)
+        self._checked.add(id(dataset))
 
 
 def _leaves(dataset: object) -> Iterator[BaseDataset]:
@@ -70,9 +75,7 @@ def check_classes(dataset: BaseDataset, num_classes: int) -> None:
             f'{type(dataset).__name__} ({file_name}) has {len(classes)} classes, {_shorten(classes)}, but the head '
             f'has num_classes={num_classes}. Set model.bbox_head.num_classes={len(classes)}, or metainfo=dict('
             'classes=(...)) of the data set')
-    cat_ids = getattr(dataset, 'cat_ids', None)
-    is_own_data = classes != tuple(type(dataset).METAINFO.get('classes', ()))
-    if cat_ids is None or not (is_own_data or len(cat_ids) != num_classes):
+    if not hasattr(dataset, 'cat_ids'):  # not of COCO's format
         return
     in_file = [category['name'] for category in mmengine.load(file_name)['categories']]
     missing = [name for name in classes if name not in in_file]

@@ -74,10 +74,20 @@ class PyramidRoIExtractor(BaseModule):
 
         Returns:
             BoxFeatures: look-up of RoI features, in float32 at least.
+
+        Raises:
+            ValueError: if there are fewer levels than strides.
         """
-        pyramid = flatten_pyramid(feats[:self.num_inputs])
+        pyramid = flatten_pyramid(_used_levels(feats, self.num_inputs))
         return lambda bboxes: roi_align_rows(pyramid, bboxes, self.map_roi_levels(bboxes), self.featmap_strides,
                                              self.output_size, self.sampling_ratio)
+
+
+def _used_levels(feats: tuple[Tensor, ...], num_inputs: int) -> tuple[Tensor, ...]:
+    if len(feats) < num_inputs:
+        raise ValueError(f'the neck gives {len(feats)} levels, but featmap_strides of the roi_extractor has '
+                         f'{num_inputs}; give it the stride of each level of the neck')
+    return tuple(feats[:num_inputs])
 
 
 class StockRoIExtractor(BaseModule):
@@ -108,7 +118,7 @@ class StockRoIExtractor(BaseModule):
 
     def forward(self, feats: tuple[Tensor, ...]) -> BoxFeatures:
         """As :meth:`PyramidRoIExtractor.forward`; float32, since half-precision boxes are off by whole pixels."""
-        levels = tuple(level.float() for level in feats[:self.num_inputs])
+        levels = tuple(level.float() for level in _used_levels(feats, self.num_inputs))
 
         def look_up(bboxes: Tensor) -> Tensor:
             # mmcv's operator on the CPU refuses boxes with x2 < x1.

@@ -1,0 +1,198 @@
+"""The commands that users type, run on a made data set as they would be."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mmdet
+import numpy as np
+import pytest
+import torch
+from mmdet.apis import DetInferencer
+from mmengine.config import Config
+
+import mmdet_diffusion  # noqa: F401  lets torch.load read mmengine's checkpoints
+from mmdet_diffusion.testing import REPOSITORY, load_tool
+
+CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-3k_shapes.py'
+OURS = REPOSITORY / 'tools'
+STOCK = Path(mmdet.__file__).parent / '.mim' / 'tools'
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data') / 'shapes'
+    command = [sys.executable, OURS / 'dataset_converters' / 'make_shapes.py', folder, '--num-train', '12', '--num-val',
+               '5', '--size', '64']
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def options(shapes):
+    loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    return [
+        *(f'{loader}.dataset.data_root={shapes}/' for loader in loaders),
+        *(f'{loader}.num_workers=0' for loader in loaders),
+        *(f'{loader}.persistent_workers=False' for loader in loaders),
+        *(f'{evaluator}.ann_file={shapes}/annotations/val.json' for evaluator in ('val_evaluator', 'test_evaluator')),
+        'model.bbox_head.num_proposals=20', 'default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=2',
+        'train_cfg.val_interval=100',
+    ]
+
+
+def run(script, *args, code=0, threads='1', **environment):
+    """Run a script from the repository's root; gives what it printed."""
+    result = subprocess.run([sys.executable, str(script), *map(str, args)], cwd=REPOSITORY, capture_output=True,
+                            text=True, check=False, env=dict(os.environ, OMP_NUM_THREADS=threads, **environment))
+    assert result.returncode == code, result.stdout[-2000:] + result.stderr[-4000:]
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope='module')
+def trained(options, tmp_path_factory):
+    """Work folder of a training of 4 iterations and what it printed."""
+    work_dir = tmp_path_factory.mktemp('work')
+    printed = run(OURS / 'train.py', CONFIG, '--work-dir', work_dir, '--auto-scale-lr', '--cfg-options', *options,
+                  'train_cfg.max_iters=4', 'train_cfg.val_interval=4')
+    return work_dir, printed
+
+
+@pytest.fixture(scope='module')
+def checkpoint(trained):
+    return trained[0] / 'iter_4.pth'
+
+
+def test_training_logs_losses_saves_and_scores(trained):
+    work_dir, printed = trained
+    assert (work_dir / 'iter_4.pth').is_file()
+    assert re.search(r'Iter\(train\) \[4/4\].* loss_iou: \d', printed)
+    assert re.search(r'Iter\(val\).*coco/bbox_mAP: [\d.]+', printed)
+
+
+def test_resume_with_the_stock_script_goes_on_where_training_stopped(trained, options):
+    work_dir, _ = trained
+    printed = run(STOCK / 'train.py', CONFIG, '--work-dir', work_dir, '--resume', '--cfg-options', *options,
+                  'train_cfg.max_iters=6', 'default_hooks.checkpoint.max_keep_ckpts=5')
+    assert 'resumed epoch: 0, iter: 4' in printed
+    assert re.findall(r'Iter\(train\) \[(\d)/6\]', printed) == ['5', '6']
+    steps = torch.load(work_dir / 'iter_6.pth')['optimizer']['state'][0]['step']
+    assert int(steps) == 6
+
+
+def test_testing_writes_results_and_pictures(checkpoint, options, tmp_path):
+    printed = run(OURS / 'test.py', CONFIG, checkpoint, '--work-dir', tmp_path, '--show-dir', 'shown', '--out',
+                  tmp_path / 'results.pkl', '--cfg-options', *options, 'model.test_cfg.sampling_timesteps=4')
+    assert re.search(r'Iter\(test\).*coco/bbox_mAP: [\d.]+', printed)
+    assert (tmp_path / 'results.pkl').stat().st_size > 0
+    assert len(list(tmp_path.rglob('*.png'))) >= 1
+
+
+def test_test_time_augmentation_runs_with_the_stock_script(checkpoint, options, tmp_path):
+    printed = run(STOCK / 'test.py', CONFIG, checkpoint, '--work-dir', tmp_path, '--tta', '--cfg-options', *options)
+    assert re.search(r'Iter\(test\).*coco/bbox_mAP: [\d.]+', printed)
+
+
+def test_publishing_keeps_the_weights_and_drops_the_rest(checkpoint, tmp_path):
+    run(OURS / 'model_converters' / 'publish_model.py', checkpoint, tmp_path / 'published.pth')
+    published, = tmp_path.glob('published-*.pth')
+    content, original = torch.load(published), torch.load(checkpoint)
+    assert 'optimizer' not in content
+    assert all(torch.equal(value, original['state_dict'][name]) for name, value in content['state_dict'].items())
+
+
+def test_flops_are_counted_without_further_arguments(options):
+    printed = run(STOCK / 'analysis_tools' / 'get_flops.py', CONFIG, '--num-images', '1', '--cfg-options', *options)
+    assert re.search(r'Flops:\s*[\d.]+[GM]', printed)
+
+
+def test_inferencer_takes_a_config_object_and_a_checkpoint(checkpoint, shapes):
+    inferencer = DetInferencer(model=Config.fromfile(REPOSITORY / CONFIG), weights=str(checkpoint), device='cpu',
+                               show_progress=False)
+    image = np.zeros((48, 64, 3), dtype=np.uint8)
+    prediction, = inferencer(image, no_save_vis=True)['predictions']
+    assert len(prediction['bboxes']) == len(prediction['scores']) > 0
+
+
+def test_settings_table_has_a_row_per_setting_and_the_seeds_change_the_draws(checkpoint, options, tmp_path):
+    out = tmp_path / 'settings.json'
+    printed = run(OURS / 'analysis_tools' / 'test_settings.py', CONFIG, checkpoint, '--settings', '1x20', '2x40',
+                  '--seeds', '0', '1', '--out', out, '--work-dir', tmp_path, '--cfg-options', *options)
+    assert len(re.findall(r'^\| (?:1 \| 20|2 \| 40) \|', printed, re.MULTILINE)) == 2
+    results = json.loads(out.read_text())
+    assert [(row['steps'], row['boxes'], len(row['runs'])) for row in results] == [(1, 20, 2), (2, 40, 2)]
+
+
+def test_two_pictures_are_drawn(checkpoint, options, tmp_path):
+    run(OURS / 'visualizations' / 'draw_denoising.py', CONFIG, checkpoint, '--out-dir', tmp_path, '--images', '2',
+        '--min-objects', '1', '--device', 'cpu', '--cfg-options', *options)
+    assert {path.name for path in tmp_path.glob('*.png')} == {'detections.png', 'denoising.png'}
+
+
+def test_classes_that_do_not_match_stop_the_training_at_once(options, tmp_path):
+    printed = run(OURS / 'train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options', *options,
+                  'model.bbox_head.num_classes=7', code=1)
+    assert 'has 6 classes' in printed and 'num_classes=7' in printed
+    assert not re.search(r'Iter\(train\)', printed)
+
+
+TWO_PROCESSES = """
+import json, sys, torch, mmdet_diffusion
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.dist import get_rank
+from mmdet_diffusion.task_modules import DiffusionBoxSampler
+
+draw_training = DiffusionBoxSampler.draw_training
+record = dict(noise=[], losses=[])
+
+def recording_draw(self, *args, **kwargs):
+    draws = draw_training(self, *args, **kwargs)
+    record['noise'].append(draws.noise.double().sum().item())
+    return draws
+
+DiffusionBoxSampler.draw_training = recording_draw
+
+@HOOKS.register_module()
+class RecordHook(Hook):
+    priority = 'LOWEST'
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        record['losses'].append(runner.message_hub.get_scalar('train/loss').current())
+
+    def after_train(self, runner):
+        weights = [p.detach().double().sum().item() for p in runner.model.parameters()]
+        record['weights'] = weights
+        record['iter'] = runner.iter
+        with open(f'{runner.work_dir}/record{get_rank()}_{runner.iter}.json', 'w') as file:
+            json.dump(record, file)
+
+from mmdet_diffusion.launch import run_mmdet_tool
+run_mmdet_tool('train.py')
+"""
+
+
+def run_two_processes(script, work_dir, options, *args):
+    command = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29517', str(script), CONFIG,
+               '--work-dir', str(work_dir), '--launcher', 'pytorch', *args, '--cfg-options', *options,
+               'env_cfg.dist_cfg.backend=gloo', 'train_dataloader.batch_size=2',
+               'custom_hooks=[dict(type="DatasetCheckHook"),dict(type="RecordHook")]']
+    result = subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, check=False,
+                            env=dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''))
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout + result.stderr
+
+
+def test_two_processes_draw_different_noise_and_keep_equal_weights_and_resume(options, tmp_path):
+    script = tmp_path / 'train_two.py'
+    script.write_text(TWO_PROCESSES)
+    run_two_processes(script, tmp_path, options, )
+    printed = ''
+    records = [json.loads((tmp_path / f'record{rank}_2.json').read_text()) for rank in (0, 1)]
+    assert printed == '' and len(records[0]['noise']) == 2
+    assert all(one != other for one, other in zip(records[0]['noise'], records[1]['noise'], strict=True))
+    assert records[0]['weights'] == records[1]['weights']
+    assert load_tool is not None
