@@ -7,6 +7,7 @@ compat.warn_of_untested_mmdet()
 compat.refuse_second_diffusiondet()
 compat.allow_mmengine_checkpoints()
 compat.mend_lvis_evaluation()
+compat.allow_processes_without_a_gpu()
 
 from . import detectors, heads, hooks, losses, roi_extractors, task_modules  # noqa: E402
 from .version import __version__  # noqa: E402

@@ -1,10 +1,13 @@
 """What today's stack needs mended, each with its reason and when it can go."""
 
+import functools
 import importlib
 import warnings
 
 import numpy as np
 import torch
+from mmengine.device import get_device
+from mmengine.dist import utils as dist_utils
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
@@ -55,6 +58,25 @@ def mend_lvis_evaluation() -> None:
     except ImportError:  # lvis is only needed for LVIS
         return
     evaluation.np = _NumpyWithFloat()
+
+
+def allow_processes_without_a_gpu() -> None:
+    """Let mmengine's ``pytorch`` launcher start processes on a machine that has no GPU.
+
+    It sets a CUDA device whatever the backend is. A config for the CPU also needs ``env_cfg.dist_cfg.backend='gloo'``
+    and ``model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None)``, since mmengine gives the wrapper
+    a GPU too. Can go when mmengine asks first.
+    """
+    stock_init = dist_utils._init_dist_pytorch
+
+    @functools.wraps(stock_init)
+    def init(backend: str, init_backend: str = 'torch', **kwargs) -> None:
+        if get_device() == 'cpu' and init_backend == 'torch':
+            torch.distributed.init_process_group(backend=backend, **kwargs)
+        else:
+            stock_init(backend, init_backend, **kwargs)
+
+    dist_utils._init_dist_pytorch = init
 
 
 def check_operators() -> None:

@@ -15,7 +15,7 @@ from mmdet.apis import DetInferencer
 from mmengine.config import Config
 
 import mmdet_diffusion  # noqa: F401  lets torch.load read mmengine's checkpoints
-from mmdet_diffusion.testing import REPOSITORY, load_tool
+from mmdet_diffusion.testing import REPOSITORY
 
 CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-3k_shapes.py'
 OURS = REPOSITORY / 'tools'
@@ -139,19 +139,21 @@ def test_classes_that_do_not_match_stop_the_training_at_once(options, tmp_path):
     assert not re.search(r'Iter\(train\)', printed)
 
 
-TWO_PROCESSES = """
-import json, sys, torch, mmdet_diffusion
+# What each process of a training drew, logged and ended with.
+RECORDER = """
+import json
+import mmdet_diffusion
 from mmdet.registry import HOOKS
-from mmengine.hooks import Hook
-from mmengine.dist import get_rank
+from mmdet_diffusion.launch import run_mmdet_tool
 from mmdet_diffusion.task_modules import DiffusionBoxSampler
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
 
-draw_training = DiffusionBoxSampler.draw_training
-record = dict(noise=[], losses=[])
+noise, losses, draw_training = [], [], DiffusionBoxSampler.draw_training
 
 def recording_draw(self, *args, **kwargs):
     draws = draw_training(self, *args, **kwargs)
-    record['noise'].append(draws.noise.double().sum().item())
+    noise.append(draws.noise.double().sum().item())
     return draws
 
 DiffusionBoxSampler.draw_training = recording_draw
@@ -161,38 +163,50 @@ class RecordHook(Hook):
     priority = 'LOWEST'
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        record['losses'].append(runner.message_hub.get_scalar('train/loss').current())
+        losses.append({name: value.item() for name, value in outputs.items()})
 
     def after_train(self, runner):
-        weights = [p.detach().double().sum().item() for p in runner.model.parameters()]
-        record['weights'] = weights
-        record['iter'] = runner.iter
-        with open(f'{runner.work_dir}/record{get_rank()}_{runner.iter}.json', 'w') as file:
-            json.dump(record, file)
+        weights = [parameter.detach().double().sum().item() for parameter in runner.model.parameters()]
+        with open(f'{runner.work_dir}/{runner.iter}_rank{get_rank()}.json', 'w') as file:
+            json.dump(dict(noise=noise, losses=losses, weights=weights), file)
 
-from mmdet_diffusion.launch import run_mmdet_tool
 run_mmdet_tool('train.py')
 """
 
 
-def run_two_processes(script, work_dir, options, *args):
-    command = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29517', str(script), CONFIG,
-               '--work-dir', str(work_dir), '--launcher', 'pytorch', *args, '--cfg-options', *options,
-               'env_cfg.dist_cfg.backend=gloo', 'train_dataloader.batch_size=2',
-               'custom_hooks=[dict(type="DatasetCheckHook"),dict(type="RecordHook")]']
-    result = subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, check=False,
-                            env=dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=''))
-    assert result.returncode == 0, result.stderr[-4000:]
-    return result.stdout + result.stderr
+def train_on_two_processes(folder, options, max_iters, *args):
+    script = folder / 'train_recorded.py'
+    script.write_text(RECORDER)
+    launch = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone']
+    command = [sys.executable, *launch, str(script), CONFIG, '--work-dir', str(folder), '--launcher', 'pytorch', *args,
+               '--cfg-options', *options, 'env_cfg.dist_cfg.backend=gloo', f'train_cfg.max_iters={max_iters}',
+               'custom_hooks.0.type=RecordHook', 'model_wrapper_cfg.device_ids=None']
+    environment = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return [json.loads((folder / f'{max_iters}_rank{rank}.json').read_text()) for rank in (0, 1)]
 
 
-def test_two_processes_draw_different_noise_and_keep_equal_weights_and_resume(options, tmp_path):
-    script = tmp_path / 'train_two.py'
-    script.write_text(TWO_PROCESSES)
-    run_two_processes(script, tmp_path, options, )
-    printed = ''
-    records = [json.loads((tmp_path / f'record{rank}_2.json').read_text()) for rank in (0, 1)]
-    assert printed == '' and len(records[0]['noise']) == 2
-    assert all(one != other for one, other in zip(records[0]['noise'], records[1]['noise'], strict=True))
-    assert records[0]['weights'] == records[1]['weights']
-    assert load_tool is not None
+@pytest.fixture(scope='module')
+def two_processes(options, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('two')
+    started = train_on_two_processes(folder, options, 2)
+    return started, train_on_two_processes(folder, options, 4, '--resume')
+
+
+def test_two_processes_draw_different_noise(two_processes):
+    for one, other in two_processes:
+        assert len(one['noise']) == 2
+        assert not set(one['noise']) & set(other['noise'])
+
+
+def test_two_processes_log_equal_losses_and_keep_equal_weights(two_processes):
+    for one, other in two_processes:
+        assert one['losses'] == other['losses']
+        assert one['weights'] == other['weights']
+
+
+def test_two_processes_resume_where_they_stopped(two_processes):
+    (before, _), (after, _) = two_processes
+    assert len(after['losses']) == 2
+    assert before['weights'] != after['weights']

@@ -5,6 +5,7 @@ from mmdet.models.detectors import SingleStageDetector
 from mmdet.registry import MODELS
 from mmdet.structures import OptSampleList, SampleList
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
+from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
 from ..structures import StageOutputs
@@ -56,6 +57,22 @@ class DiffusionDet(SingleStageDetector):
             auxiliary = self.auxiliary_head.loss(feats, batch_data_samples)
             losses.update({f'aux.{name}': value for name, value in auxiliary.items()})
         return losses
+
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum the losses of this process; what is logged is the mean over all processes.
+
+        Args:
+            losses (dict[str, Tensor]): scalars.
+
+        Returns:
+            tuple[Tensor, dict[str, Tensor]]: the loss to go back from, and the values to log.
+        """
+        loss, log_vars = super().parse_losses(losses)
+        if get_world_size() > 1:
+            values = torch.stack([value.detach() for value in log_vars.values()])
+            all_reduce(values, 'mean')
+            log_vars = dict(zip(log_vars, values.unbind(), strict=True))
+        return loss, log_vars
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None) -> StageOutputs:
         """One pass of the network over noise at the last diffusion step, as FLOPs counters and tracers need it.
