@@ -22,7 +22,7 @@ def allow_mmengine_checkpoints() -> None:
     ``getattr`` to find the history's four statistics, and gets one that answers for these alone. Can go when mmengine
     allows its own types.
     """
-    if not hasattr(torch.serialization, 'add_safe_globals'):  # torch < 2.4 has no such check
+    if digit_version(torch.__version__) < digit_version('2.6'):  # loads them; 2.4 and 2.5 cannot take pairs with a name
         return
     dtypes = {type(np.dtype(code)) for code in '?bhilqBHILQefdg'}
     allowed = [HistoryBuffer, np.ndarray, np.dtype, *dtypes, (_history_statistic, 'builtins.getattr')]

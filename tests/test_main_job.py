@@ -17,7 +17,7 @@ from mmengine.config import Config
 import mmdet_diffusion  # noqa: F401  lets torch.load read mmengine's checkpoints
 from mmdet_diffusion.testing import REPOSITORY
 
-CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-3k_shapes.py'
+CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-4k_shapes.py'
 OURS = REPOSITORY / 'tools'
 STOCK = Path(mmdet.__file__).parent / '.mim' / 'tools'
 
@@ -126,6 +126,13 @@ def test_settings_table_has_a_row_per_setting_and_the_seeds_change_the_draws(che
     assert [(row['steps'], row['boxes'], len(row['runs'])) for row in results] == [(1, 20, 2), (2, 40, 2)]
 
 
+def test_settings_refuse_a_checkpoint_of_another_model(options, tmp_path):
+    torch.save(dict(state_dict=torch.nn.Linear(1, 1).state_dict()), tmp_path / 'other.pth')
+    printed = run(OURS / 'analysis_tools' / 'test_settings.py', CONFIG, tmp_path / 'other.pth', '--settings', '1x20',
+                  '--work-dir', tmp_path, '--cfg-options', *options, code=1)
+    assert re.search(r'other.pth is not of this config: it lacks \d+ tensors', printed)
+
+
 def test_two_pictures_are_drawn(checkpoint, options, tmp_path):
     run(OURS / 'visualizations' / 'draw_denoising.py', CONFIG, checkpoint, '--out-dir', tmp_path, '--images', '2',
         '--min-objects', '1', '--device', 'cpu', '--cfg-options', *options)
@@ -180,7 +187,7 @@ def train_on_two_processes(folder, options, max_iters, *args):
     launch = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone']
     command = [sys.executable, *launch, str(script), CONFIG, '--work-dir', str(folder), '--launcher', 'pytorch', *args,
                '--cfg-options', *options, 'env_cfg.dist_cfg.backend=gloo', f'train_cfg.max_iters={max_iters}',
-               'custom_hooks.0.type=RecordHook', 'model_wrapper_cfg.device_ids=None']
+               'default_hooks.record.type=RecordHook', 'model_wrapper_cfg.device_ids=None']
     environment = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]

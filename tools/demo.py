@@ -5,6 +5,7 @@ pictures. On a GPU it uses that. A training that has finished is not repeated: d
 """
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-3k_shapes.py'
+CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-4k_shapes.py'
 BOXES = 100
 
 
@@ -27,9 +28,14 @@ class Demo:
 
     def __init__(self, work_dir: Path, data: Path, quick: bool) -> None:
         self.work_dir, self.data, self.quick = work_dir, data, quick
-        self.options = [f'{part}.dataset.data_root={data}/' for part in
+        # mmengine drops spaces from the values of --cfg-options and splits them at commas.
+        place = os.path.relpath(data, REPOSITORY) if data.is_relative_to(REPOSITORY) else str(data)
+        if set(place) & set(' ,'):
+            sys.exit(f'the demo cannot keep its data in {place}: choose a --data without space and comma')
+        self.options = [f'{part}.dataset.data_root={place}/' for part in
                         ('train_dataloader', 'val_dataloader', 'test_dataloader')]
-        self.options += [f'{part}.ann_file={data}/annotations/val.json' for part in ('val_evaluator', 'test_evaluator')]
+        self.options += [f'{part}.ann_file={place}/annotations/val.json'
+                         for part in ('val_evaluator', 'test_evaluator')]
         if quick:
             self.options += ['train_cfg.max_iters=6', 'train_cfg.val_interval=6', 'default_hooks.logger.interval=2',
                              'default_hooks.checkpoint.interval=6']

@@ -7,8 +7,9 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=10000, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='DetVisualizationHook'))
-custom_hooks = [dict(type='DatasetCheckHook')]
+    visualization=dict(type='DetVisualizationHook'),
+    # Here and not in custom_hooks: a config that sets custom_hooks would lose it without a word.
+    dataset_check=dict(type='DatasetCheckHook'))
 
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
-import mmcv.ops
 from mmdet.utils import OptConfigType
 
 from ..diffusion import sampling_time_pairs
 
 ENSEMBLES = ('all', 'all_but_last', 'last')
+NMS_TYPES = ('nms', 'soft_nms')
 
 
 class SamplingSettings(NamedTuple):
@@ -66,7 +66,8 @@ class SamplingSettings(NamedTuple):
     def _check(self) -> None:
         for key in ('num_proposals', 'max_per_img'):
             value = getattr(self, key)
-            _require(isinstance(value, int) and value >= 1, key, value, 'an integer of at least 1')
+            _require(_is_number(value) and isinstance(value, int) and value >= 1, key, value,
+                     'an integer of at least 1')
         _require(_is_number(self.eta) and 0 <= self.eta <= 1, 'eta', self.eta, 'a number in 0..1')
         _require(self.ensemble in ENSEMBLES, 'ensemble', self.ensemble, f'one of {", ".join(ENSEMBLES)}')
         renewal = self.renewal_score_thr
@@ -78,7 +79,7 @@ class SamplingSettings(NamedTuple):
                  'a number of at least 0')
         _require(self.seed is None or isinstance(self.seed, int), 'seed', self.seed, 'an integer or None')
         _require(self.nms is None or _is_nms(self.nms), 'nms', self.nms,
-                 "None or a dict such as dict(type='nms', iou_threshold=0.5), of a type in mmcv.ops")
+                 "None or a dict such as dict(type='nms', iou_threshold=0.5); types: nms, soft_nms")
 
 
 def _is_number(value: object) -> bool:
@@ -86,7 +87,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_nms(value: object) -> bool:
-    return isinstance(value, dict) and 'iou_threshold' in value and hasattr(mmcv.ops, value.get('type', 'nms'))
+    return isinstance(value, dict) and _is_number(value.get('iou_threshold')) and value.get('type', 'nms') in NMS_TYPES
 
 
 def _require(holds: bool, key: str, value: object, allowed: str) -> None:

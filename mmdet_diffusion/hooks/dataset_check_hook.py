@@ -23,8 +23,10 @@ class DatasetCheckHook(Hook):
         self._checked = set()
 
     def before_train(self, runner: Runner) -> None:
-        """Check the training data."""
+        """Check the training data, and the validation data too: not after thousands of iterations."""
         self._check(runner, runner.train_dataloader.dataset)
+        if getattr(runner, 'val_loop', None) is not None:
+            self._check(runner, runner.val_loop.dataloader.dataset)
 
     def before_val(self, runner: Runner) -> None:
         """Check the validation data."""
@@ -77,12 +79,14 @@ def check_classes(dataset: BaseDataset, num_classes: int) -> None:
             'classes=(...)) of the data set')
     if not hasattr(dataset, 'cat_ids'):  # not of COCO's format
         return
-    in_file = [category['name'] for category in mmengine.load(file_name)['categories']]
+    content = mmengine.load(file_name, backend_args=getattr(dataset, 'backend_args', None))
+    names = {category['id']: category['name'] for category in content['categories']}
+    in_file = list(names.values())
     missing = [name for name in classes if name not in in_file]
     if missing:
         raise ValueError(f'{file_name} has no category {_shorten(missing)}; its categories are {_shorten(in_file)}. '
                          'Correct metainfo=dict(classes=(...)) of the data set')
-    order = tuple(name for name in in_file if name in classes)
+    order = tuple(names[category_id] for category_id in dataset.cat_ids)  # some data sets sort the file's
     if order != classes:
         raise ValueError(f'{file_name} lists the classes as {_shorten(order)}, the data set as {_shorten(classes)}. '
                          'MMDetection numbers them as the file does: write metainfo=dict(classes=...) in that order')

@@ -76,17 +76,22 @@ class PyramidRoIExtractor(BaseModule):
             BoxFeatures: look-up of RoI features, in float32 at least.
 
         Raises:
-            ValueError: if there are fewer levels than strides.
+            ValueError: if there are fewer levels than strides, or their channels are not ``out_channels``.
         """
-        pyramid = flatten_pyramid(_used_levels(feats, self.num_inputs))
+        pyramid = flatten_pyramid(_used_levels(feats, self.num_inputs, self.out_channels))
         return lambda bboxes: roi_align_rows(pyramid, bboxes, self.map_roi_levels(bboxes), self.featmap_strides,
                                              self.output_size, self.sampling_ratio)
 
 
-def _used_levels(feats: tuple[Tensor, ...], num_inputs: int) -> tuple[Tensor, ...]:
+def _used_levels(feats: tuple[Tensor, ...], num_inputs: int, out_channels: int) -> tuple[Tensor, ...]:
     if len(feats) < num_inputs:
         raise ValueError(f'the neck gives {len(feats)} levels, but featmap_strides of the roi_extractor has '
                          f'{num_inputs}; give it the stride of each level of the neck')
+    channels = [level.size(1) for level in feats[:num_inputs]]
+    if set(channels) != {out_channels}:
+        raise ValueError(f'the neck gives levels of {channels} channels, but out_channels of the roi_extractor is '
+                         f'{out_channels}; set neck.out_channels, roi_extractor.out_channels and feat_channels of the '
+                         'head to one number')
     return tuple(feats[:num_inputs])
 
 
@@ -118,7 +123,7 @@ class StockRoIExtractor(BaseModule):
 
     def forward(self, feats: tuple[Tensor, ...]) -> BoxFeatures:
         """As :meth:`PyramidRoIExtractor.forward`; float32, since half-precision boxes are off by whole pixels."""
-        levels = tuple(level.float() for level in _used_levels(feats, self.num_inputs))
+        levels = tuple(level.float() for level in _used_levels(feats, self.num_inputs, self.out_channels))
 
         def look_up(bboxes: Tensor) -> Tensor:
             # mmcv's operator on the CPU refuses boxes with x2 < x1.

@@ -18,8 +18,9 @@ class SignalBBoxCoder:
     """
 
     def __init__(self, signal_scale: float) -> None:
-        if not signal_scale > 0:
-            raise ValueError(f'signal_scale must be greater than 0, got {signal_scale!r}; the paper uses 2.0 (COCO)')
+        if not isinstance(signal_scale, (int, float)) or not 0 < signal_scale < float('inf'):
+            raise ValueError(f'signal_scale must be a number greater than 0, got {signal_scale!r}; '
+                             'the paper uses 2.0 (COCO)')
         self.signal_scale = signal_scale
 
     def normalized_to_signal(self, cxcywh: Tensor) -> Tensor:

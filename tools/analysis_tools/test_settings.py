@@ -14,10 +14,13 @@ import time
 from pathlib import Path
 from statistics import mean, stdev
 
+import torch
 from mmengine.config import Config, DictAction
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-import mmdet_diffusion  # noqa: F401  registers the parts
+from mmdet_diffusion.diffusion import sampling_time_pairs
+from mmdet_diffusion.heads import DynamicDiffusionHead
 
 
 def parse_setting(text: str) -> tuple[int, int]:
@@ -33,20 +36,44 @@ def build_runner(config: str, checkpoint: str, work_dir: str, cfg_options: dict 
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(cfg_options or {})
     cfg.work_dir, cfg.load_from, cfg.log_level = work_dir, checkpoint, 'WARNING'
-    return Runner.from_cfg(cfg)
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(TestClock())
+    return runner
+
+
+def runner_head(runner: Runner) -> DynamicDiffusionHead:
+    """The head of the runner's model."""
+    return getattr(runner.model, 'module', runner.model).bbox_head
+
+
+class TestClock(Hook):
+    """Seconds from the first batch to the last, without loading the model and without the evaluation."""
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Start."""
+        self.start = time.perf_counter()
+
+    def after_test_iter(self, runner: Runner, *args, **kwargs) -> None:
+        """The last batch so far."""
+        self.seconds = time.perf_counter() - self.start
+
+
+def check_checkpoint(runner: Runner, checkpoint: str) -> None:
+    """Stop where the checkpoint is not of this model: mmengine would go on with random weights."""
+    content = torch.load(checkpoint, map_location='cpu')
+    missing = set(getattr(runner.model, 'module', runner.model).state_dict()) - set(content.get('state_dict', content))
+    if missing:
+        raise SystemExit(f'{checkpoint} is not of this config: it lacks {len(missing)} tensors, such as {min(missing)}')
 
 
 def measure(runner: Runner, steps: int, boxes: int, seed: int) -> dict[str, float]:
     """Metrics and seconds per image of one setting."""
     dial = dict(sampling_timesteps=steps, num_proposals=boxes, seed=seed)
-    # The model is built by the first test; after that its head is told.
-    runner.cfg.model.test_cfg.update(dial)
-    if not isinstance(runner.model, dict):
-        model = getattr(runner.model, 'module', runner.model)
-        model.bbox_head.test_cfg.update(dial)
-    start = time.perf_counter()
+    head = runner_head(runner)
+    head.test_cfg = dict(head.test_cfg or {}, **dial)
     metrics = runner.test()
-    seconds = (time.perf_counter() - start) / len(runner.test_dataloader.dataset)
+    clock = next(hook for hook in runner.hooks if isinstance(hook, TestClock))
+    seconds = clock.seconds / len(runner.test_dataloader.dataset)
     return dict(AP=metrics['coco/bbox_mAP'], AP50=metrics['coco/bbox_mAP_50'], seconds=seconds)
 
 
@@ -79,7 +106,12 @@ def main() -> int:
     args = parser.parse_args()
     if not Path(args.checkpoint).is_file():
         parser.error(f'there is no checkpoint {args.checkpoint}')
+    if args.out and (args.out.is_dir() or not args.out.resolve().parent.is_dir()):
+        parser.error(f'--out {args.out} cannot be written: it is a folder, or its folder does not exist')
     runner = build_runner(args.config, args.checkpoint, args.work_dir, args.cfg_options)
+    check_checkpoint(runner, args.checkpoint)
+    for steps, _ in args.settings:  # a wrong one shows now, not after the others ran
+        sampling_time_pairs(runner_head(runner).box_sampler.num_train_timesteps, steps)
     results = [
         dict(steps=steps, boxes=boxes, runs=[measure(runner, steps, boxes, seed) for seed in args.seeds])
         for steps, boxes in args.settings

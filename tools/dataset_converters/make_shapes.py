@@ -1,6 +1,7 @@
 """Make a small COCO-format detection set: drawn shapes of many sizes that hide each other on cluttered backdrops.
 
-- Six classes. The longer side of the whole object is log-uniform from 8 px to 0.9 of the image's shorter side.
+- Six classes. The longer side of the whole object goes from 8 px to 0.9 of the image's shorter side, its square
+  root uniform. Objects are turned by up to 30 degrees.
 - About 5 % of the images hold no object, the others ask for 1 to 12; an object that fits nowhere is left out.
 - `bbox` is the visible extent, as in COCO, exact to 1/4 px; `area` is the visible area; `visibility` is the visible
   share of the whole object.
@@ -148,7 +149,7 @@ def swap_in(new, out, old):
         raise
 
 
-def make_set(out, num_train=800, num_val=200, size=192, seed=0, overwrite=False):
+def make_set(out, num_train=800, num_val=200, size=128, seed=0, overwrite=False):
     """Make the set, all of it or nothing, unless it is there already."""
     out = Path(out).resolve()
     if is_there_already(out, recipe(num_train, num_val, size, seed), overwrite):
@@ -173,8 +174,8 @@ def parse_args(argv=None):
     parser.add_argument('out', metavar='OUT', help='folder to make')
     parser.add_argument('--num-train', type=at_least(1), default=800, help='images to train on (default 800)')
     parser.add_argument('--num-val', type=at_least(1), default=200, help='images to validate (default 200)')
-    parser.add_argument('--size', type=at_least(48), default=192,
-                        help='longer side in pixels (default 192); the shorter one is 0.6 to 1 times that')
+    parser.add_argument('--size', type=at_least(48), default=128,
+                        help='longer side in pixels (default 128); the shorter one is 0.6 to 1 times that')
     parser.add_argument('--seed', type=at_least(0), default=0)
     parser.add_argument('--overwrite', action='store_true', help='replace another shapes set, never anything else')
     return parser.parse_args(argv)

@@ -14,7 +14,7 @@ MAX_OBJECTS = 12
 EMPTY_SHARE = 0.05
 MIN_VISIBILITY = 0.5
 MIN_VISIBLE_SIDE = 4
-MIN_CONTRAST = 60
+MIN_CONTRAST = 70
 ATTEMPTS = 20
 
 
@@ -91,8 +91,8 @@ CLASSES = tuple(outline.__name__ for outline in OUTLINES)
 
 
 def turned(outlines, rng):
-    """Squeezed along one axis by up to a quarter, then turned by any angle."""
-    cos, sin = np.cos(angle := rng.uniform(0, 2 * np.pi)), np.sin(angle)
+    """Squeezed along one axis by up to a quarter, then turned by up to 30 degrees either way."""
+    cos, sin = np.cos(angle := rng.uniform(-np.pi / 6, np.pi / 6)), np.sin(angle)
     matrix = np.array([[rng.uniform(0.75, 1), 0], [0, 1]]) @ np.array([[cos, sin], [-sin, cos]])
     return [outline @ matrix for outline in outlines]
 
@@ -159,13 +159,13 @@ def draw_backdrop(rng, height, width):
     y, x = np.mgrid[:height, :width] / max(height, width)
     direction = rng.uniform(0, 2 * np.pi, 2)
     ramp = (x * np.cos(direction[0]) + y * np.sin(direction[0]))[..., None]
-    image = rng.uniform(40, 215, 3) + (ramp - ramp.mean()) * rng.uniform(-90, 90, 3)
+    image = rng.uniform(20, 110, 3) + (ramp - ramp.mean()) * rng.uniform(-60, 60, 3)
     cells = rng.integers(0, 256, (*rng.integers(2, 24, 2), 3), dtype=np.uint8)
     smooth = Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
-    image += (np.asarray(smooth) - 127.5) * rng.uniform(0.1, 0.45)
+    image += (np.asarray(smooth) - 127.5) * rng.uniform(0.03, 0.12)
     if rng.random() < 0.5:
         wave = np.sin((x * np.cos(direction[1]) + y * np.sin(direction[1])) * rng.uniform(15, 150))
-        image += np.clip(wave * rng.uniform(1, 5), -1, 1)[..., None] * rng.uniform(-30, 30, 3)
+        image += np.clip(wave * rng.uniform(1, 5), -1, 1)[..., None] * rng.uniform(-12, 12, 3)
     for _ in range(rng.integers(0, 9)):
         (draw_scribble, draw_blob)[rng.integers(2)](rng, image)
     return np.clip(image, 0, 255)
@@ -214,7 +214,7 @@ def distinct_colours(rng, beneath):
     def contrast(colours):
         return np.percentile(np.linalg.norm(beneath - colours.mean(axis=0), axis=-1), 10)
 
-    draws = (rng.uniform(20, 235, 3) + np.outer([-1, 1], rng.uniform(-20, 20, 3)) for _ in range(ATTEMPTS))
+    draws = (rng.uniform(90, 235, 3) + np.outer([-1, 1], rng.uniform(-20, 20, 3)) for _ in range(ATTEMPTS))
     best = next(draws)
     for colours in draws:
         if contrast(best) >= MIN_CONTRAST:
@@ -226,7 +226,7 @@ def distinct_colours(rng, beneath):
 def propose_shape(rng, height, width):
     """An object of random class, size, pose and place; its centre is never closer to an edge than a quarter of it."""
     category = int(rng.integers(len(OUTLINES)))
-    size = np.exp(rng.uniform(np.log(MIN_SIZE), np.log(MAX_SIZE_SHARE * min(height, width))))
+    size = rng.uniform(MIN_SIZE**0.5, (MAX_SIZE_SHARE * min(height, width))**0.5)**2
     centre = rng.uniform(size / 4, np.array([width, height]) - size / 4)
     outlines = sized(turned(OUTLINES[category](rng), rng), size, centre)
     rows, cols = touched_pixels(outlines[0], height, width)

@@ -8,7 +8,6 @@ import argparse
 import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -21,6 +20,9 @@ SCHEDULE_BUFFERS = frozenset({
     'posterior_log_variance_clipped', 'posterior_mean_coef1', 'posterior_mean_coef2'
 })
 IMAGE_STATISTICS = frozenset({'pixel_mean', 'pixel_std'})  # they are in the config's data_preprocessor
+
+# Blocks of each layer by whether the blocks are bottlenecks: ResNet-18, 34; 50, 101, 152.
+RESNET_DEPTHS = {False: [(2, 2, 2, 2), (3, 4, 6, 3)], True: [(3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)]}
 
 STAGE_PARTS = {
     'self_attn': 'self_attn',
@@ -63,9 +65,13 @@ def read_state_dict(source: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(source, map_location='cpu', weights_only=True)
     except Exception as error:
-        raise ConversionError(f'{source} cannot be read as a file of tensors: {error}') from error
+        # torch's own message is a page that ends in advice to switch the safety check off
+        reason = 'it is empty' if not source.stat().st_size else type(error).__name__
+        raise ConversionError(f"{source} cannot be read as tensors; expected one of the authors' checkpoints, "
+                              f'whole and unchanged ({reason})') from error
     state = content.get('model', content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise ConversionError(f"{source} holds no state dict; expected one, or a dict with one under 'model'")
     return state
 
@@ -162,8 +168,28 @@ def _missing(converted: dict[str, Tensor]) -> list[str]:
     wanted |= {f'bbox_head.time_embedding.mlp.{layer}.{kind}' for layer in (0, 2) for kind in ('weight', 'bias')}
     wanted |= {f'neck.{convs}.{level}.conv.{kind}' for convs in ('lateral_convs', 'fpn_convs') for level in range(4)
                for kind in ('weight', 'bias')}
-    wanted.add('backbone.conv1.weight')
+    wanted |= _wanted_of_resnet(converted)
     return sorted(wanted - set(converted))
+
+
+def _wanted_of_resnet(converted: dict[str, Tensor]) -> set[str]:
+    """Tensors of the stem, and of every block of the smallest ResNet that has all blocks of this one."""
+    norm = ('weight', 'bias', 'running_mean', 'running_var')
+    blocks = [re.match(r'backbone\.layer([1-4])\.(\d+)\.', name) for name in converted]
+    found = {(int(match[1]), int(match[2])) for match in blocks if match}
+    is_bottleneck = any('.conv3.' in name for name in converted if name.startswith('backbone.layer'))
+    depths = next((depths for depths in RESNET_DEPTHS[is_bottleneck]
+                   if all(block < depths[layer - 1] for layer, block in found)), RESNET_DEPTHS[is_bottleneck][-1])
+    wanted = {'backbone.conv1.weight', *(f'backbone.bn1.{value}' for value in norm)}
+    for layer, depth in enumerate(depths, start=1):
+        for block in range(depth):
+            prefix = f'backbone.layer{layer}.{block}.'
+            parts = [(f'conv{n}', f'bn{n}') for n in ((1, 2, 3) if is_bottleneck else (1, 2))]
+            if block == 0 and (is_bottleneck or layer > 1):
+                parts.append(('downsample.0', 'downsample.1'))
+            for conv, batch_norm in parts:
+                wanted |= {f'{prefix}{conv}.weight', *(f'{prefix}{batch_norm}.{value}' for value in norm)}
+    return wanted
 
 
 def _some(names: list[str], limit: int = 8) -> str:
@@ -182,17 +208,14 @@ def write(state: dict[str, Tensor], destination: Path) -> None:
     """
     if destination.exists():
         raise ConversionError(f'{destination} exists already; delete it or choose another name')
+    temporary = destination.with_name(f'.{destination.name}.{os.getpid()}.tmp')  # with the user's own permissions
     try:
-        handle, name = tempfile.mkstemp(dir=destination.parent, prefix=f'.{destination.name}.')
-    except OSError as error:
-        raise ConversionError(f'{destination} cannot be written: {error.strerror}') from error
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, 'wb') as file:
+        with temporary.open('xb') as file:
             torch.save({'meta': {}, 'state_dict': state}, file)
         temporary.replace(destination)
-    except OSError as error:
-        raise ConversionError(f'{destination} cannot be written: {error.strerror}') from error
+    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+        reason = getattr(error, 'strerror', None) or error
+        raise ConversionError(f'{destination} cannot be written: {reason}') from error
     finally:
         temporary.unlink(missing_ok=True)
 

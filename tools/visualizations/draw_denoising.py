@@ -132,6 +132,10 @@ def main() -> int:
     parser.add_argument('--device', default='cuda:0' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     args = parser.parse_args()
+    if not Path(args.checkpoint).is_file():
+        parser.error(f'there is no checkpoint {args.checkpoint}')
+    if args.images < 1:
+        parser.error(f'--images must be at least 1, got {args.images}')
     config = Config.fromfile(args.config)
     config.merge_from_dict(args.cfg_options or {})
     config.model.test_cfg.update(sampling_timesteps=args.steps, seed=0)

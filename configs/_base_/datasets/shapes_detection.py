@@ -1,4 +1,5 @@
-# Made by `python tools/dataset_converters/make_shapes.py data/shapes`; nothing to download.
+# Made by `python tools/dataset_converters/make_shapes.py data/shapes`; nothing to download. Images keep their
+# size: 128 pixels on the longer side.
 dataset_type = 'CocoDataset'
 data_root = 'data/shapes/'
 metainfo = dict(classes=('circle', 'rectangle', 'triangle', 'star', 'ring', 'cross'))
@@ -11,13 +12,13 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(192, 192), keep_ratio=True),
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
