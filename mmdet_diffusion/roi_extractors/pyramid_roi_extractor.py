@@ -87,7 +87,7 @@ def _used_levels(feats: tuple[Tensor, ...], num_inputs: int, out_channels: int) 
     if len(feats) < num_inputs:
         raise ValueError(f'the neck gives {len(feats)} levels, but featmap_strides of the roi_extractor has '
                          f'{num_inputs}; give it the stride of each level of the neck')
-    channels = [level.size(1) for level in feats[:num_inputs]]
+    channels = [int(level.size(1)) for level in feats[:num_inputs]]
     if set(channels) != {out_channels}:
         raise ValueError(f'the neck gives levels of {channels} channels, but out_channels of the roi_extractor is '
                          f'{out_channels}; set neck.out_channels, roi_extractor.out_channels and feat_channels of the '
