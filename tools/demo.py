@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-4k_shapes.py'
+CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-3k_shapes.py'
 BOXES = 100
 
 

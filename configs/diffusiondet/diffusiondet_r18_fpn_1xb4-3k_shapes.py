@@ -14,7 +14,7 @@ model = dict(
         roi_extractor=dict(out_channels=channels)),
     auxiliary_head=dict(in_channels=channels, feat_channels=channels))
 
-max_iters = 4000
+max_iters = 3000
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
