@@ -55,6 +55,16 @@ def grid(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:
     return canvas
 
 
+def draw_noise(picture: Image.Image, bboxes: torch.Tensor, scale: float) -> Image.Image:
+    """The picture with many boxes as thin translucent lines."""
+    veil = Image.new('RGBA', picture.size)
+    draw = ImageDraw.Draw(veil)
+    for left, top, right, bottom in (bboxes * scale).tolist():
+        if right > left and bottom > top:
+            draw.rectangle((left, top, right, bottom), outline=(255, 255, 255, 90), width=1)
+    return Image.alpha_composite(picture.convert('RGBA'), veil).convert('RGB')
+
+
 class Viewer:
     """A trained detector and the samples that it looks at.
 
@@ -102,7 +112,7 @@ class Viewer:
 
     @torch.no_grad()
     def denoising(self, sample: dict) -> list[tuple[str, Image.Image]]:
-        """The boxes before each step, and after the last those that score above the threshold."""
+        """Boxes that go into each step, white, with those that come out above the threshold; then the detections."""
         image, scale = self.picture(sample)
         data = self.model.data_preprocessor(pseudo_collate([sample]))
         feats, metas = self.model.extract_feat(data['inputs']), [data['data_samples'][0].metainfo]
@@ -110,12 +120,11 @@ class Viewer:
         draw = image_noise(settings.seed or 0, metas, device)
         panels = []
         for step in self.head.sampling_steps(feats, image_sizes(metas, device), settings, draw):
-            boxes, none = step.noisy_bboxes[0].cpu(), torch.zeros(len(step.noisy_bboxes[0]), dtype=torch.long)
-            panels.append((f't = {step.t}', draw_boxes(image, boxes, none, scale)))
-        scores, labels = step.cls_scores[0].sigmoid().max(-1)
-        good = scores > self.score_thr
-        last = draw_boxes(image, step.bboxes[0][good].cpu(), labels[good].cpu(), scale)
-        return [*panels, (f'score > {self.score_thr}', last)]
+            scores, labels = step.cls_scores[0].sigmoid().max(-1)
+            good = scores > self.score_thr
+            found = draw_boxes(image, step.bboxes[0][good].cpu(), labels[good].cpu(), scale)
+            panels.append((f't = {step.t}', draw_noise(found, step.noisy_bboxes[0].cpu(), scale)))
+        return [*panels, (f'all steps, score > {self.score_thr}', self.detections(sample))]
 
 
 def main() -> int:

@@ -1,6 +1,5 @@
 # A DiffusionDet small enough to train from scratch on two CPU cores: ResNet-18 of half width, 3 stages, 100 boxes.
-# What differs from the paper's model and recipe is there because no weights are there to start from; docs/
-# custom_dataset.md tells what each change gives.
+# What differs from the paper's model is there because there are no weights to start from (docs/custom_dataset.md).
 _base_ = ['./diffusiondet_r50_fpn.py']
 
 channels = 96
