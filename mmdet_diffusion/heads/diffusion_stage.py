@@ -27,13 +27,20 @@ class DynamicDiffusionStage(BaseModule):
         init_cfg (OptMultiConfig): of mmengine's ``BaseModule``; applied last, so it can override any layer's weights.
 
     Raises:
-        ValueError: if ``feat_channels`` is not a multiple of ``num_attn_heads``.
+        ValueError: if a number is out of range, or ``feat_channels`` not a multiple of ``num_attn_heads``.
     """
 
     def __init__(self, *, num_classes: int, feat_channels: int, num_bins: int, prior_prob: float,
                  num_attn_heads: int = 8, feedforward_channels: int = 2048, dynamic_dim: int = 64,
                  num_cls_fcs: int = 1, num_reg_fcs: int = 3, init_cfg: OptMultiConfig = None) -> None:
         super().__init__(init_cfg=init_cfg)
+        sizes = dict(num_attn_heads=num_attn_heads, feedforward_channels=feedforward_channels, dynamic_dim=dynamic_dim)
+        for name, value in sizes.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'{name} of the stage must be an integer of at least 1, got {value!r}')
+        for name, value in dict(num_cls_fcs=num_cls_fcs, num_reg_fcs=num_reg_fcs).items():
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f'{name} of the stage must be an integer of at least 0, got {value!r}')
         if feat_channels % num_attn_heads:
             raise ValueError(f'feat_channels ({feat_channels}) must be a multiple of num_attn_heads '
                              f'({num_attn_heads}) in the stage')

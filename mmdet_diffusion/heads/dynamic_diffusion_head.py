@@ -49,7 +49,7 @@ class DynamicDiffusionHead(BaseModule):
         for name, value in dict(num_classes=num_classes, num_proposals=num_proposals, num_stages=num_stages).items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f'{name} of DynamicDiffusionHead must be an integer of at least 1, got {value!r}')
-        if not 0 < prior_prob < 1:
+        if not isinstance(prior_prob, float) or not 0 < prior_prob < 1:
             raise ValueError(f'prior_prob of DynamicDiffusionHead must lie between 0 and 1, got {prior_prob!r}')
         self.num_classes = num_classes
         self.num_proposals = num_proposals

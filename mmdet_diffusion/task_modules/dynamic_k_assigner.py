@@ -30,8 +30,8 @@ class DynamicKAssigner(BaseAssigner):
 
     def __init__(self, *, cls_weight: float = 2.0, l1_weight: float = 5.0, giou_weight: float = 2.0,
                  alpha: float = 0.25, gamma: float = 2.0, center_radius: float = 2.5, num_candidates: int = 5) -> None:
-        if num_candidates < 1:
-            raise ValueError(f'num_candidates of the assigner must be at least 1, got {num_candidates!r}')
+        if not isinstance(num_candidates, int) or num_candidates < 1:
+            raise ValueError(f'num_candidates of the assigner must be an integer of at least 1, got {num_candidates!r}')
         if not center_radius > 0:
             raise ValueError(f'center_radius of the assigner must be greater than 0, got {center_radius!r}')
         self.weights = MatchCostWeights(cls_weight, l1_weight, giou_weight, alpha, gamma, center_radius)

@@ -380,3 +380,20 @@ def test_training_and_predicting_need_no_torchvision():
     done = subprocess.run([sys.executable, '-c', WITHOUT_TORCHVISION], cwd=REPOSITORY, capture_output=True, text=True,
                           check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(('part', 'values'), [
+    ('stage', dict(num_attn_heads=0)), ('stage', dict(feedforward_channels=0)), ('stage', dict(dynamic_dim=2.5)),
+    ('stage', dict(num_reg_fcs=-1)), ('stage', dict(num_cls_fcs='1')),
+    ('criterion', dict(assigner=dict(num_candidates=2.5))),
+])
+def test_a_wrong_number_in_a_part_is_named_when_the_model_is_built(part, values):
+    name = next(iter(values.get('assigner', values)))
+    with pytest.raises(ValueError, match=name):
+        build_detector(small_model_cfg(**{part: values}))
+
+
+@pytest.mark.parametrize('prior_prob', [0.0, 1.0, '0.01', None])
+def test_a_wrong_prior_is_named_when_the_model_is_built(prior_prob):
+    with pytest.raises(ValueError, match='prior_prob'):
+        build_detector(small_model_cfg(prior_prob=prior_prob))
