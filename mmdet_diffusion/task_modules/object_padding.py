@@ -47,8 +47,8 @@ def pad_objects(batch_data_samples: SampleList, num_classes: int) -> PaddedObjec
 
 
 def _without_unusable(objects: PaddedObjects, batch_data_samples: SampleList, num_classes: int) -> PaddedObjects:
-    corners = torch.minimum(objects.bboxes.clamp(min=0), objects.img_whwh[:, None])
-    has_area = ((objects.bboxes[..., 2:] > objects.bboxes[..., :2]) & (corners[..., 2:] > corners[..., :2])).all(-1)
+    inside = torch.minimum(objects.bboxes.clamp(min=0), objects.img_whwh[:, None])
+    has_area = (inside[..., 2:] > inside[..., :2]).all(-1)
     known = (objects.labels >= 0) & (objects.labels < num_classes)
     unusable = objects.valid & ~(has_area & objects.bboxes.isfinite().all(-1) & known)
     if not unusable.any():

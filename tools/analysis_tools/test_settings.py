@@ -20,7 +20,6 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmdet_diffusion.diffusion import sampling_time_pairs
-from mmdet_diffusion.heads import DynamicDiffusionHead
 
 
 def parse_setting(text: str) -> tuple[int, int]:
@@ -41,11 +40,6 @@ def build_runner(config: str, checkpoint: str, work_dir: str, cfg_options: dict 
     return runner
 
 
-def runner_head(runner: Runner) -> DynamicDiffusionHead:
-    """The head of the runner's model."""
-    return getattr(runner.model, 'module', runner.model).bbox_head
-
-
 class TestClock(Hook):
     """Seconds from the first batch to the last, without loading the model and without the evaluation."""
 
@@ -61,7 +55,7 @@ class TestClock(Hook):
 def check_checkpoint(runner: Runner, checkpoint: str) -> None:
     """Stop where the checkpoint is not of this model: mmengine would go on with random weights."""
     content = torch.load(checkpoint, map_location='cpu')
-    missing = set(getattr(runner.model, 'module', runner.model).state_dict()) - set(content.get('state_dict', content))
+    missing = set(runner.model.state_dict()) - set(content.get('state_dict', content))
     if missing:
         raise SystemExit(f'{checkpoint} is not of this config: it lacks {len(missing)} tensors, such as {min(missing)}')
 
@@ -69,7 +63,7 @@ def check_checkpoint(runner: Runner, checkpoint: str) -> None:
 def measure(runner: Runner, steps: int, boxes: int, seed: int) -> dict[str, float]:
     """Metrics and seconds per image of one setting."""
     dial = dict(sampling_timesteps=steps, num_proposals=boxes, seed=seed)
-    head = runner_head(runner)
+    head = runner.model.bbox_head
     head.test_cfg = dict(head.test_cfg or {}, **dial)
     metrics = runner.test()
     clock = next(hook for hook in runner.hooks if isinstance(hook, TestClock))
@@ -111,7 +105,7 @@ def main() -> int:
     runner = build_runner(args.config, args.checkpoint, args.work_dir, args.cfg_options)
     check_checkpoint(runner, args.checkpoint)
     for steps, _ in args.settings:  # a wrong one shows now, not after the others ran
-        sampling_time_pairs(runner_head(runner).box_sampler.num_train_timesteps, steps)
+        sampling_time_pairs(runner.model.bbox_head.box_sampler.num_train_timesteps, steps)
     results = [
         dict(steps=steps, boxes=boxes, runs=[measure(runner, steps, boxes, seed) for seed in args.seeds])
         for steps, boxes in args.settings
