@@ -84,7 +84,8 @@ def _rows_and_weights(pyramid: FlatPyramid, bboxes: Tensor, levels: Tensor, stri
     rows = y_row[..., :, None, :, None] + x_cell[..., None, :, None, :]
     weights = y_weight[..., :, None, :, None] * x_weight[..., None, :, None, :]
     taps = (2 * sampling_ratio)**2
-    return rows.reshape(-1, taps), weights.reshape(-1, taps)
+    # int32: the backward pass sorts the rows, in half the time of int64.
+    return rows.reshape(-1, taps).int(), weights.reshape(-1, taps)
 
 
 def _axis_samples(low: Tensor, high: Tensor, size: Tensor, output_size: int,
@@ -132,9 +133,8 @@ class _WeightedRows(torch.autograd.Function):
         # the roles of rows and bins exchanged, so sort the pairs by row.
         rows, weights = ctx.saved_tensors
         row, order = rows.flatten().sort()
-        bins = order // rows.size(1)
         ends = torch.bincount(row, minlength=ctx.num_rows).cumsum(0)
         offsets = torch.cat([ends.new_zeros(1), ends[:-1]])
-        grad_table = F.embedding_bag(bins, grad_output.contiguous(), offsets, mode='sum',
-                                     per_sample_weights=weights.flatten()[order])
+        grad_table = F.embedding_bag(order // rows.size(1), grad_output.contiguous(), offsets, mode='sum',
+                                     per_sample_weights=weights.flatten().index_select(0, order))
         return grad_table, None, None
