@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 from benchmark_models import QUICK, Sizes
-from benchmark_rows import Bench, Row, all_rows, operator_counts
+from benchmark_operators import operator_counts
+from benchmark_rows import Bench, Row, all_rows
 from benchmark_timing import environment
 from mmengine.config import Config, DictAction
 
@@ -54,6 +55,15 @@ def operator_table(counts: list[dict]) -> str:
     return '\n'.join(lines)
 
 
+def measure_all(bench: Bench) -> list[Row]:
+    """All comparisons; says on stderr how far it is, since they take minutes."""
+    rows, measures = [], all_rows(bench.sizes.steps)
+    for number, measure in enumerate(measures, 1):
+        rows.append(measure(bench))
+        print(f'{number}/{len(measures)} {rows[-1].what}', file=sys.stderr, flush=True)
+    return rows
+
+
 def as_record(row: Row) -> dict:
     """A row for JSON."""
     target = row.target
@@ -72,7 +82,7 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     parser.add_argument('--boxes', type=int, help=f'boxes per image, {Sizes().boxes} unless given')
     parser.add_argument('--steps', type=int, help=f'where there are several, {Sizes().steps} unless given')
     parser.add_argument('--repetitions', type=int, default=7, help=f'of each time, at least {MIN_REPETITIONS}')
-    parser.add_argument('--memory-runs', type=int, default=1, help='processes per side')
+    parser.add_argument('--memory-runs', type=int, help='processes per side, 3 unless given, 1 with --quick')
     parser.add_argument('--out', type=Path, help='JSON file to write')
     parser.add_argument('--overwrite', action='store_true', help='of a file that is there')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
@@ -95,15 +105,6 @@ def check_target(parser: argparse.ArgumentParser, file: Path | None, overwrite: 
         parser.error(f'{file} exists; give another name, or --overwrite')
 
 
-def raw_options(argv: list[str]) -> list[str]:
-    """What follows ``--cfg-options`` on the command line, as it stands there."""
-    if '--cfg-options' not in argv:
-        return []
-    options = argv[argv.index('--cfg-options') + 1:]
-    ends = [index for index, option in enumerate(options) if option.startswith('--')]
-    return options[:ends[0]] if ends else options
-
-
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser, args = parse_args(argv)
@@ -111,12 +112,12 @@ def main(argv: list[str] | None = None) -> int:
     sizes = sizes._replace(boxes=args.boxes or sizes.boxes, steps=args.steps or sizes.steps)
     config = Config.fromfile(args.config)
     config.merge_from_dict(args.cfg_options or {})
-    bench = Bench(config=config, config_path=args.config, cfg_options=raw_options(sys.argv if argv is None else argv),
-                  device=args.device, sizes=sizes, repetitions=args.repetitions, memory_runs=args.memory_runs)
+    bench = Bench(config=config, device=args.device, sizes=sizes, repetitions=args.repetitions,
+                  memory_runs=args.memory_runs or (1 if args.quick else 3))
     surroundings = dict(environment(args.device), config=args.config, quick=str(args.quick))
     print(', '.join(f'{name}: {value}' for name, value in surroundings.items()) + '\n')
     try:
-        rows = [measure(bench) for measure in all_rows(sizes.steps)]
+        rows = measure_all(bench)
     except ValueError as error:
         parser.error(str(error))
     counts = operator_counts(bench)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -130,7 +131,7 @@ def batch(counts: tuple[int, ...], num_classes: int, img_shape: tuple[int, int])
     return dict(inputs=pixels, data_samples=samples)
 
 
-def training_step(model: nn.Module, config: Config, sizes: Sizes):
+def training_step(model: nn.Module, config: Config, sizes: Sizes) -> Callable[[], object]:
     """A training step of the config, with its optimiser, on equal draws at each call."""
     wrapper = build_optim_wrapper(model.train(), config.optim_wrapper)
     data = batch(sizes.training_objects, model.bbox_head.num_classes, sizes.training_image)
@@ -157,6 +158,34 @@ def matching_problem(head: nn.Module, counts: tuple[int, ...], boxes: int, img_s
     logits = torch.randn((*shape, head.num_classes), generator=generator) - 3
     outputs = StageOutputs(*(value.to(device).requires_grad_() for value in (logits, bboxes)))
     return outputs, PaddedObjects(*(value.to(device) for value in objects))
+
+
+def sampling(head: nn.Module, features: tuple[Tensor, ...], boxes: int, steps: int,
+             img_shape: tuple[int, int]) -> Callable[[], object]:
+    """A sampling run of a head whose every draw gives boxes of the sizes of objects, so that all levels are used."""
+    num_images, device = len(features[0]), features[0].device
+    height, width = img_shape
+    whwh = torch.tensor([[width, height, width, height]], dtype=torch.float32).expand(num_images, -1)
+    bboxes = object_boxes(num_images * boxes, img_shape, torch.Generator().manual_seed(5)).view(num_images, boxes, 4)
+    signal = head.box_sampler.coder.encode(bboxes, whwh[:, None]).to(device)
+    whwh = whwh.to(device)
+
+    @torch.no_grad()
+    def run() -> object:
+        head.test_cfg = dict(sampling_timesteps=steps, num_proposals=boxes)
+        return head.sample(features, whwh, head.sampling_settings(), lambda number: signal)
+
+    return run
+
+
+def losses(head: nn.Module, outputs: StageOutputs, objects: PaddedObjects) -> Callable[[], object]:
+    """The criterion and its backward pass."""
+
+    def run() -> None:
+        values = head.criterion(outputs, objects)
+        torch.autograd.grad(torch.stack(list(values.values())).sum(), list(outputs))
+
+    return run
 
 
 def object_counts(images: int, largest: int) -> tuple[int, ...]:

@@ -1,12 +1,12 @@
 """Rows of the benchmark's table: each measures one thing and what it is compared with."""
 
-import copy
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -14,18 +14,18 @@ from benchmark_models import (
     Sizes,
     batch,
     build_model,
+    losses,
     matching_problem,
     object_boxes,
     object_counts,
     pyramid,
+    sampling,
     training_step,
 )
 from benchmark_timing import Samples, interleave, paired_ratio
 from matrix_products import record_products
 from mmengine.config import Config
 from torch import Tensor, nn
-
-from mmdet_diffusion.operator_count import OperatorCount
 
 MEMORY_SCRIPT = Path(__file__).with_name('training_memory.py')
 
@@ -87,19 +87,16 @@ class Bench:
     """What the rows share.
 
     Args:
-        config (Config): of the model.
-        config_path (str): its file, and ``cfg_options`` what is changed in it; for processes of their own.
-        cfg_options (list[str]): in the form of the command line.
+        config (Config): of the model and its optimiser.
         device (torch.device): to measure on.
         sizes (Sizes): of the inputs.
         repetitions (int): of each time.
         memory_runs (int): processes per side for the peak of memory.
     """
 
-    def __init__(self, *, config: Config, config_path: str, cfg_options: list[str], device: torch.device, sizes: Sizes,
-                 repetitions: int, memory_runs: int) -> None:
-        self.config, self.config_path, self.cfg_options = config, config_path, cfg_options
-        self.device, self.sizes = device, sizes
+    def __init__(self, *, config: Config, device: torch.device, sizes: Sizes, repetitions: int,
+                 memory_runs: int) -> None:
+        self.config, self.device, self.sizes = config, device, sizes
         self.repetitions, self.memory_runs = repetitions, memory_runs
 
     @cached_property
@@ -137,42 +134,13 @@ class Bench:
         """
         steps = [training_step(build_model(self.config, self.sizes.boxes, stock=stock).to(self.device), self.config,
                                self.sizes) for stock in (False, True)]
-        times = self.time(*steps, matching(self.ours.bbox_head, self.sizes, self.device))
+        times = self.time(*steps, self._matching())
         return dict(zip(('ours', 'stock', 'matching'), times, strict=True))
 
-
-def sampling(head: nn.Module, features: tuple[Tensor, ...], boxes: int, steps: int,
-             img_shape: tuple[int, int]) -> Callable[[], object]:
-    """A sampling run of a head whose every draw gives boxes of the sizes of objects, so that all levels are used."""
-    num_images, device = len(features[0]), features[0].device
-    height, width = img_shape
-    whwh = torch.tensor([[width, height, width, height]], dtype=torch.float32).expand(num_images, -1)
-    bboxes = object_boxes(num_images * boxes, img_shape, torch.Generator().manual_seed(5)).view(num_images, boxes, 4)
-    signal = head.box_sampler.coder.encode(bboxes, whwh[:, None]).to(device)
-    whwh = whwh.to(device)
-
-    @torch.no_grad()
-    def run() -> object:
-        head.test_cfg = dict(sampling_timesteps=steps, num_proposals=boxes)
-        return head.sample(features, whwh, head.sampling_settings(), lambda number: signal)
-
-    return run
-
-
-def matching(head: nn.Module, sizes: Sizes, device: torch.device) -> Callable[[], object]:
-    """Matching, losses of all stages and their gradients to the head's outputs."""
-    counts = object_counts(sizes.matching_images, sizes.matching_objects)
-    return losses(head, *matching_problem(head, counts, sizes.boxes, sizes.training_image, device))
-
-
-def losses(head: nn.Module, outputs, objects) -> Callable[[], object]:
-    """The criterion and its backward pass."""
-
-    def run() -> None:
-        values = head.criterion(outputs, objects)
-        torch.autograd.grad(torch.stack(list(values.values())).sum(), list(outputs))
-
-    return run
+    def _matching(self) -> Callable[[], object]:
+        sizes, head = self.sizes, self.ours.bbox_head
+        counts = object_counts(sizes.matching_images, sizes.matching_objects)
+        return losses(head, *matching_problem(head, counts, sizes.boxes, sizes.training_image, self.device))
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------
@@ -213,7 +181,8 @@ def roi_gradients(bench: Bench) -> Row:
 def head_times(bench: Bench, steps: int, target: Target) -> Row:
     """From feature maps to what goes into NMS."""
     ours, stock = bench.time(bench.sampling(bench.ours, steps), bench.sampling(bench.stock, steps))
-    return Row(f'head, {_steps(steps)}, {bench.sizes.boxes} boxes', ours, 'head with SingleRoIExtractor', stock, target)
+    return Row(f'head, {steps_text(steps)}, {bench.sizes.boxes} boxes', ours, 'head with SingleRoIExtractor', stock,
+               target)
 
 
 def head_over_products(bench: Bench) -> Row:
@@ -245,19 +214,22 @@ def matching_share(bench: Bench) -> Row:
 
 def inference(bench: Bench, steps: int, target: Target) -> Row:
     """The whole model, from an image to detections."""
-    sides = [partial(_detect, model, batch((0, ), model.bbox_head.num_classes, bench.sizes.image), steps)
-             for model in (bench.ours, bench.stock)]
-    ours, stock = bench.time(*sides)
-    return Row(f'whole inference, image to detections, {_steps(steps)}', ours, 'model with SingleRoIExtractor', stock,
-               target)
+    test_cfg = dict(bench.config.model.test_cfg, sampling_timesteps=steps, num_proposals=None)
+    data = batch((0, ), bench.ours.bbox_head.num_classes, bench.sizes.image)
+    ours, stock = bench.time(*(partial(_detect, model, data, test_cfg) for model in (bench.ours, bench.stock)))
+    return Row(f'whole inference, image to detections, {steps_text(steps)}', ours, 'model with SingleRoIExtractor',
+               stock, target)
 
 
 def peak_memory(bench: Bench) -> Row:
     """Peak of a model and its training steps, each time in a process of its own."""
     sides = ([], [])
-    for _ in range(bench.memory_runs):
-        for values, extractor in zip(sides, ('ours', 'stock'), strict=True):
-            values.append(_memory(bench, extractor))
+    with TemporaryDirectory() as folder:
+        config = str(Path(folder, 'config.py'))
+        bench.config.dump(config)
+        for _ in range(bench.memory_runs):
+            for values, extractor in zip(sides, ('ours', 'stock'), strict=True):
+                values.append(_memory(config, extractor, bench.sizes, bench.device))
     ours, stock = (Samples(tuple(values), 'MiB') for values in sides)
     return Row('peak memory of a training step', ours, 'model with SingleRoIExtractor', stock,
                Target(1.0, 1.0, at_most=True))
@@ -280,19 +252,16 @@ def _look_up(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) 
     return extractor(features)(boxes)
 
 
-def _detect(model: nn.Module, data: dict, steps: int) -> None:
-    model.bbox_head.test_cfg = dict(sampling_timesteps=steps)
+def _detect(model: nn.Module, data: dict, test_cfg: dict) -> None:
+    model.bbox_head.test_cfg = test_cfg
     torch.manual_seed(6)
     model.test_step(data)
 
 
-def _memory(bench: Bench, extractor: str) -> float:
-    sizes = bench.sizes
-    command = [sys.executable, str(MEMORY_SCRIPT), bench.config_path, '--extractor', extractor, '--device',
-               str(bench.device), '--boxes', str(sizes.boxes), '--image', *map(str, sizes.training_image), '--objects',
+def _memory(config: str, extractor: str, sizes: Sizes, device: torch.device) -> float:
+    command = [sys.executable, str(MEMORY_SCRIPT), config, '--extractor', extractor, '--device', str(device), '--boxes',
+               str(sizes.boxes), '--image', *map(str, sizes.training_image), '--objects',
                *map(str, sizes.training_objects)]
-    if bench.cfg_options:
-        command += ['--cfg-options', *bench.cfg_options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f'{MEMORY_SCRIPT.name} ended with {done.returncode}: {done.stderr.strip()[-2000:]}')
@@ -305,43 +274,5 @@ def _setting(bench: Bench) -> str:
     return f'{bench.sizes.boxes} boxes, {levels} levels, {channels} channels, {height} x {width}, batch 1'
 
 
-def _steps(steps: int) -> str:
+def steps_text(steps: int) -> str:
     return '1 step' if steps == 1 else f'{steps} steps'
-
-
-# Operators ------------------------------------------------------------------------------------------------------------
-
-
-def operator_counts(bench: Bench) -> list[dict]:
-    """Operators and waits of sampling and of a training step's head.
-
-    Sampling runs on the meta device, which stands for a GPU. Training needs values: on the CPU its reads include those
-    of host tables, and its uploads cannot be seen.
-    """
-    features = tuple(level.to('meta') for level in bench.features)
-    head = copy.deepcopy(bench.ours.bbox_head).to('meta')
-    found = []
-    for steps in dict.fromkeys((1, bench.sizes.steps)):
-        run = sampling(head, features, bench.sizes.boxes, steps, bench.sizes.image)
-        found.append(_count(f'sampling, {_steps(steps)}', run, 'meta'))
-    data = bench.ours.data_preprocessor(
-        batch(bench.sizes.training_objects, head.num_classes, bench.sizes.training_image), training=True)
-    with torch.no_grad():
-        features = bench.ours.extract_feat(data['inputs'])
-    features = tuple(level.requires_grad_() for level in features)
-    found.append(_count('head of a training step, forward + backward',
-                        partial(_head_loss, bench.ours.bbox_head, features, data['data_samples']), bench.device.type))
-    return found
-
-
-def _count(what: str, run: Callable[[], object], device: str) -> dict:
-    with OperatorCount(device) as count:
-        run()
-    return dict(what=what, operators=count.operators, reads=len(count.reads), uploads=len(count.uploads),
-                places=count.places())
-
-
-def _head_loss(head: nn.Module, features: tuple[Tensor, ...], samples: list) -> None:
-    values = head.loss(features, samples)
-    torch.stack(list(values.values())).sum().backward()
-    head.zero_grad()

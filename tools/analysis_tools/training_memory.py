@@ -8,10 +8,11 @@ import argparse
 import json
 import resource
 import sys
+from pathlib import Path
 
 import torch
 from benchmark_models import Sizes, build_model, training_step
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 STEPS = 2  # the first makes the optimiser's state and the gradients, the second has them
 
@@ -20,8 +21,11 @@ def peak(device: torch.device) -> float:
     """Highest use so far, MiB."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2**20
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return highest / 2**20 if sys.platform == 'darwin' else highest / 2**10  # bytes there, KiB elsewhere
+    status = Path('/proc/self/status')
+    if status.is_file():  # Linux, whose getrusage begins with the size of the process that started this one
+        line, = (line for line in status.read_text().splitlines() if line.startswith('VmHWM'))
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
 
 
 def main() -> int:
@@ -33,10 +37,8 @@ def main() -> int:
     parser.add_argument('--boxes', type=int, required=True)
     parser.add_argument('--image', type=int, nargs=2, required=True, metavar=('HEIGHT', 'WIDTH'))
     parser.add_argument('--objects', type=int, nargs='+', required=True, help='of each image')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     args = parser.parse_args()
     config = Config.fromfile(args.config)
-    config.merge_from_dict(args.cfg_options or {})
     before = peak(args.device)
     model = build_model(config, args.boxes, stock=args.extractor == 'stock').to(args.device)
     step = training_step(model, config, Sizes(training_image=tuple(args.image), training_objects=tuple(args.objects)))
