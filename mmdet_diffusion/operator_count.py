@@ -145,7 +145,7 @@ class _Functions(TorchFunctionMode):
 def _caller() -> str:
     """Module and line of the innermost frame that is neither torch's nor of this module."""
     frame = sys._getframe(1)
-    while frame.f_back is not None:
+    while frame is not None:
         module = frame.f_globals.get('__name__', '?')
         if module != __name__ and module.split('.')[0] != 'torch':
             return f'{module}:{frame.f_lineno}'

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import torch
-from benchmark_head import MIN_REPETITIONS, check_target
+from benchmark_head import check_target
 from benchmark_models import QUICK, Sizes, build_model, losses, matching_problem, pyramid, sampling
 from benchmark_timing import Samples, environment, interleave
 from mmengine.config import Config, DictAction
@@ -137,7 +137,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('config')
     parser.add_argument('--device', type=torch.device, default='cuda:0' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--quick', action='store_true', help='small sizes, to see that it works')
-    parser.add_argument('--repetitions', type=int, default=MIN_REPETITIONS, help='of each size')
+    parser.add_argument('--repetitions', type=int, default=3, help='of each size')
     parser.add_argument('--plot', type=Path, help='PNG file to write')
     parser.add_argument('--out', type=Path, help='JSON file to write')
     parser.add_argument('--overwrite', action='store_true', help='of files that are there')

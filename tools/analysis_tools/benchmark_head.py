@@ -39,10 +39,11 @@ def table(rows: list[Row]) -> str:
     lines = ['| what | ours | reference | ratio | wanted | aim | met |',
              '| --- | --- | --- | ---: | ---: | ---: | --- |']
     for row in rows:
-        target, sign = row.target, '<= ' if row.target.at_most else '>= '
+        target = row.target
+        least, aim = ('<= ', '< ') if target.at_most else ('>= ', '>= ')
         lines.append(f'| {row.what} | {row.ours.text()} | {row.against}: {row.reference.text()} | '
-                     f'{target.text(row.ratio)} | {sign}{target.text(target.least)} | {target.text(target.aim)} | '
-                     f'{target.met(row.ratio)} |')
+                     f'{target.text(row.ratio)} | {least}{target.text(target.least)} | '
+                     f'{aim}{target.text(target.aim)} | {target.met(row.ratio)} |')
     return '\n'.join(lines)
 
 
@@ -81,8 +82,9 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     parser.add_argument('--quick', action='store_true', help='small sizes, to see that it works')
     parser.add_argument('--boxes', type=int, help=f'boxes per image, {Sizes().boxes} unless given')
     parser.add_argument('--steps', type=int, help=f'where there are several, {Sizes().steps} unless given')
-    parser.add_argument('--repetitions', type=int, default=7, help=f'of each time, at least {MIN_REPETITIONS}')
-    parser.add_argument('--memory-runs', type=int, help='processes per side, 3 unless given, 1 with --quick')
+    parser.add_argument('--repetitions', type=int, default=MIN_REPETITIONS,
+                        help=f'of each time, at least {MIN_REPETITIONS}')
+    parser.add_argument('--memory-runs', type=int, help='processes per side, 2 unless given, 1 with --quick')
     parser.add_argument('--out', type=Path, help='JSON file to write')
     parser.add_argument('--overwrite', action='store_true', help='of a file that is there')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
@@ -113,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     config = Config.fromfile(args.config)
     config.merge_from_dict(args.cfg_options or {})
     bench = Bench(config=config, device=args.device, sizes=sizes, repetitions=args.repetitions,
-                  memory_runs=args.memory_runs or (1 if args.quick else 3))
+                  memory_runs=args.memory_runs or (1 if args.quick else 2))
     surroundings = dict(environment(args.device), config=args.config, quick=str(args.quick))
     print(', '.join(f'{name}: {value}' for name, value in surroundings.items()) + '\n')
     try:

@@ -186,7 +186,7 @@ def head_times(bench: Bench, steps: int, target: Target) -> Row:
 
 
 def head_over_products(bench: Bench) -> Row:
-    """One step of the head over its matrix products alone."""
+    """One step of the head over its matrix products alone, those of torch's fused attention one by one."""
     run = bench.sampling(bench.ours, 1)
     recorded = record_products(run)
     ours, alone = bench.time(run, torch.no_grad()(recorded.replay))
