@@ -49,7 +49,6 @@ def test_sampling_never_waits_for_a_value(head_on_meta, num_images, steps, seed)
     assert not sample(head_on_meta, num_images, steps, 'meta', seed).reads
 
 
-@pytest.mark.xfail(strict=True, reason='RoIAlign uploads the shapes and strides of the levels at every look-up')
 @pytest.mark.parametrize(('num_images', 'steps'), SAMPLING)
 def test_sampling_never_waits_for_an_upload(head_on_meta, num_images, steps):
     assert not sample(head_on_meta, num_images, steps, 'meta', seed=3).uploads
