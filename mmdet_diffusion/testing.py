@@ -1,8 +1,10 @@
 """What the tests share: small models, recordings of the authors' model, replayed draws."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import torch
 from mmdet.registry import MODELS
@@ -18,11 +20,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def load_tool(path: str) -> ModuleType:
-    """Import a script of ``tools/`` by its path in there."""
+    """Import a script of ``tools/`` by its path in there; it finds its neighbours as when it is run."""
     file = REPOSITORY / 'tools' / path
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with mock.patch.object(sys, 'path', [str(file.parent), *sys.path]):
+        spec.loader.exec_module(module)
     return module
 
 
