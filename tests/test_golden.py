@@ -22,15 +22,13 @@ from mmdet_diffusion.testing import (
     small_model_cfg,
 )
 
-GOLDEN = REPOSITORY / 'tests' / 'data' / 'golden' / 'mini_r50'
-META = json.loads((GOLDEN / 'meta.json').read_text())
-NUM_PROPOSALS, NUM_CLASSES, NUM_STAGES = META['num_proposals'], META['num_classes'], META['num_stages']
+FOLDER = REPOSITORY / 'tests' / 'data' / 'golden'
 STEPS = (1, 2, 4, 8)
 
 
 @functools.cache
-def recording(name):
-    return torch.load(GOLDEN / f'{name}.pt', weights_only=True)
+def load(file):
+    return torch.load(file, weights_only=True)
 
 
 @functools.cache
@@ -38,34 +36,63 @@ def converter():
     return load_tool('model_converters/diffusiondet_to_mmdet.py')
 
 
+class Golden:
+    """Recordings of one model: called with a file's name, it gives what that holds."""
+
+    def __init__(self, name):
+        self.name, self.meta = name, json.loads((FOLDER / name / 'meta.json').read_text())
+        self.num_proposals, self.num_classes = self.meta['num_proposals'], self.meta['num_classes']
+        self.num_stages, self.timesteps = self.meta['num_stages'], self.meta['timesteps']
+
+    def __call__(self, name):
+        return load(FOLDER / self.name / f'{name}.pt')
+
+    def backbone_cfg(self):
+        if self.meta['swin']:
+            return dict(self.meta['swin'], type='SwinTransformer', drop_path_rate=0.0)  # as it was recorded
+        width = self.meta['resnet']['base_channels']
+        return dict(type='ResNet', depth=50, base_channels=width, stem_channels=width, style='pytorch',
+                    frozen_stages=1, norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True)
+
+    def image_whwh(self):
+        height, width = self('inference')['image'].shape[-2:]
+        return torch.tensor([[width, height, width, height]], dtype=torch.float32)
+
+
+@pytest.fixture(scope='module', params=['mini_r50', 'mini_swin'])
+def golden(request):
+    return Golden(request.param)
+
+
 @pytest.fixture(scope='module')
-def model():
-    cfg = small_model_cfg(num_classes=NUM_CLASSES, num_proposals=NUM_PROPOSALS, num_stages=NUM_STAGES,
-                          feat_channels=META['hidden_dim'])
-    width = META['resnet']['base_channels']
-    cfg.backbone.update(depth=50, base_channels=width, stem_channels=width)
-    cfg.neck.in_channels = [META['resnet']['res2_out'] * factor for factor in (1, 2, 4, 8)]
-    cfg.bbox_head.stage.update(num_attn_heads=META['nheads'], feedforward_channels=META['dim_feedforward'],
-                               dynamic_dim=META['dim_dynamic'])
+def model(golden):
+    meta = golden.meta
+    cfg = small_model_cfg(num_classes=golden.num_classes, num_proposals=golden.num_proposals,
+                          num_stages=golden.num_stages, feat_channels=meta['hidden_dim'])
+    cfg.backbone = golden.backbone_cfg()
+    finest = meta['swin']['embed_dims'] if meta['swin'] else meta['resnet']['res2_out']
+    cfg.neck.in_channels = [finest * factor for factor in (1, 2, 4, 8)]
+    cfg.bbox_head.stage.update(num_attn_heads=meta['nheads'], feedforward_channels=meta['dim_feedforward'],
+                               dynamic_dim=meta['dim_dynamic'])
     cfg.test_cfg = dict(cfg.test_cfg, max_per_img=10_000, ensemble='all_but_last')
     detector = build_detector(cfg)
-    state = converter().convert(converter().read_state_dict(GOLDEN / 'checkpoint.pth'))
-    detector.load_state_dict(state, strict=True)
+    source = converter().read_source(FOLDER / golden.name / 'checkpoint.pth')
+    detector.load_state_dict(converter().convert(source.state), strict=True)
     return detector.eval()
 
 
 # Noise schedule and head ----------------------------------------------------------------------------------------------
 
 
-def test_alpha_bar_equals_the_recorded_one():
-    recorded = recording('schedule')['alphas_cumprod']
-    torch.testing.assert_close(cosine_alpha_bar(META['timesteps']), recorded, rtol=1e-6, atol=0)
+def test_alpha_bar_equals_the_recorded_one(golden):
+    recorded = golden('schedule')['alphas_cumprod']
+    torch.testing.assert_close(cosine_alpha_bar(golden.timesteps), recorded, rtol=1e-6, atol=0)
 
 
 @pytest.fixture(scope='module')
-def head_outputs(model):
+def head_outputs(golden, model):
     """Ours in float32, the recording, and what both approximate: ours in float64."""
-    inputs = recording('head_forward')
+    inputs = golden('head_forward')
     exact_head = copy.deepcopy(model.bbox_head).double()
     with torch.no_grad():
         ours = model.bbox_head(inputs['features'], inputs['boxes'], inputs['t'])
@@ -85,61 +112,59 @@ def test_first_stage_equals_the_recorded_one(head_outputs):
     assert logits.max() < 2e-4 and pixels.max() < 5e-3
 
 
-@pytest.mark.parametrize('stage', range(1, NUM_STAGES))
-def test_later_stages_equal_the_recorded_ones_where_those_are_exact(head_outputs, stage):
+def test_later_stages_equal_the_recorded_ones_where_those_are_exact(golden, head_outputs):
     """A thin, long box far from its object amplifies rounding: there the recording is off its own float64 value."""
     ours, recorded, exact = head_outputs
-    logits, pixels = deviation(ours, recorded, stage)
-    logit_error, pixel_error = deviation(recorded, exact, stage)
-    well_posed = (logit_error < 1e-3) & (pixel_error < 0.05)
-    assert well_posed.float().mean() >= 0.95
-    assert logits[well_posed].max() < 2e-3 and pixels[well_posed].max() < 0.1
-    differences = (ours.cls_scores[stage] - recorded.cls_scores[stage]).abs().flatten()
-    assert differences.quantile(0.95) < 5e-4
+    for stage in range(1, golden.num_stages):
+        logits, pixels = deviation(ours, recorded, stage)
+        logit_error, pixel_error = deviation(recorded, exact, stage)
+        well_posed = (logit_error < 1e-3) & (pixel_error < 0.05)
+        assert well_posed.float().mean() >= 0.95
+        assert logits[well_posed].max() < 2e-3 and pixels[well_posed].max() < 0.1
+        differences = (ours.cls_scores[stage] - recorded.cls_scores[stage]).abs().flatten()
+        assert differences.quantile(0.95) < 5e-4
 
 
-@pytest.mark.parametrize('stage', range(NUM_STAGES))
-def test_ours_is_as_near_to_the_exact_values_as_the_recording(head_outputs, stage):
+def test_ours_is_as_near_to_the_exact_values_as_the_recording(golden, head_outputs):
     ours, recorded, exact = head_outputs
-    for mine, theirs in zip(deviation(ours, exact, stage), deviation(recorded, exact, stage), strict=True):
-        assert mine.max() < 2 * theirs.max()
-        assert mine.quantile(0.95) < 2 * theirs.quantile(0.95)
+    for stage in range(golden.num_stages):
+        for mine, theirs in zip(deviation(ours, exact, stage), deviation(recorded, exact, stage), strict=True):
+            assert mine.max() < 2 * theirs.max()
+            assert mine.quantile(0.95) < 2 * theirs.quantile(0.95)
 
 
-def test_head_recording_has_boxes_on_every_level(model):
-    levels = model.bbox_head.roi_extractor.map_roi_levels(recording('head_forward')['boxes'])
+def test_head_recording_has_boxes_on_every_level(golden, model):
+    levels = model.bbox_head.roi_extractor.map_roi_levels(golden('head_forward')['boxes'])
     assert set(levels.flatten().tolist()) == {0, 1, 2, 3}
 
 
 # Training -------------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def training_samples():
-    recorded = recording('train_focal')
+def training_samples(golden):
+    recorded = golden('train_focal')
     return [
         data_sample(boxes, labels, tuple(image.shape[-2:])) for boxes, labels, image in zip(
-            recorded['gt_bboxes'], recorded['gt_labels'], training_images(), strict=True)
+            recorded['gt_bboxes'], recorded['gt_labels'], training_images(golden), strict=True)
     ]
 
 
-@functools.cache
-def training_images():
-    images = recording('train_images')
+def training_images(golden):
+    images = golden('train_images')
     return images['images'] if isinstance(images, dict) else images
 
 
-def recorded_draws():
+def recorded_draws(golden):
     """The recorded draws in our form: padding rows stand where the padding boxes will."""
-    recorded = recording('train_focal')
+    recorded = golden('train_focal')
     rows, names = iter(recorded['draws']), iter(recorded['draw_names'])
     timesteps, noises, paddings = [], [], []
     for labels in recorded['gt_labels']:
         timesteps.append(next(rows))
         noises.append(next(rows))
         assert (next(names), next(names)) == ('randint', 'randn')
-        padding = torch.zeros(NUM_PROPOSALS, 4)
-        if len(labels) < NUM_PROPOSALS:
+        padding = torch.zeros(golden.num_proposals, 4)
+        if len(labels) < golden.num_proposals:
             padding[max(1, len(labels)):] = next(rows)
             assert next(names) == 'randn'
         paddings.append(padding)
@@ -147,21 +172,22 @@ def recorded_draws():
     return TrainingDraws(torch.cat(timesteps), torch.stack(noises), torch.stack(paddings), order)
 
 
-def test_training_boxes_equal_the_recorded_ones(model):
-    recorded = recording('train_focal')
-    objects = pad_objects(training_samples(), NUM_CLASSES)
-    draws = recorded_draws()
+def test_training_boxes_equal_the_recorded_ones(golden, model):
+    recorded = golden('train_focal')
+    objects = pad_objects(training_samples(golden), golden.num_classes)
+    draws = recorded_draws(golden)
     boxes = model.bbox_head.box_sampler.noisy_boxes(objects, draws)
     # Which objects an overfull image keeps is not recorded.
-    comparable = [image for image, labels in enumerate(recorded['gt_labels']) if len(labels) <= NUM_PROPOSALS]
+    comparable = [image for image, labels in enumerate(recorded['gt_labels']) if len(labels) <= golden.num_proposals]
     assert len(comparable) == 4
     assert torch.equal(draws.timesteps, recorded['t'])
     torch.testing.assert_close(boxes[comparable], recorded['noisy_boxes'][comparable].float(), rtol=0, atol=1e-3)
 
 
-def recorded_matching(recorded):
+def recorded_matching(golden):
     """Object of each query or -1, shape (S, B, N)."""
-    index = torch.full((NUM_STAGES, len(recorded['gt_labels']), NUM_PROPOSALS), -1)
+    recorded = golden('train_focal')
+    index = torch.full((golden.num_stages, len(recorded['gt_labels']), golden.num_proposals), -1)
     for stage, images in recorded['matched'].items():
         for image, (query_mask, gt_index) in enumerate(images):
             index[stage, image, query_mask] = gt_index
@@ -175,25 +201,26 @@ def our_name(recorded_name):
     return f'{prefix}loss_{dict(ce="cls", bbox="bbox", giou="iou")[kind]}'
 
 
-def test_losses_of_the_recorded_outputs_equal_the_recorded_losses(model):
-    recorded = recording('train_focal')
+def test_losses_of_the_recorded_outputs_equal_the_recorded_losses(golden, model):
+    recorded = golden('train_focal')
     outputs = StageOutputs(recorded['logits'], recorded['pred_boxes'])
-    objects = pad_objects(training_samples(), NUM_CLASSES)
-    losses = model.bbox_head.criterion.losses(outputs, objects, recorded_matching(recorded))
+    objects = pad_objects(training_samples(golden), golden.num_classes)
+    losses = model.bbox_head.criterion.losses(outputs, objects, recorded_matching(golden))
     assert {our_name(name) for name in recorded['losses']} == set(losses)
     for name, value in recorded['losses'].items():
         torch.testing.assert_close(losses[our_name(name)], value, rtol=1e-4, atol=0)
 
 
-def parameter_gradients(model, dtype, rounding=0.0):
+def parameter_gradients(golden, model, dtype, rounding=0.0):
     """Gradients of our parameters from the recorded images, boxes and matching.
 
     Args:
+        golden: the recordings.
         model: the detector.
         dtype: to compute in.
         rounding: relative size of random errors put into the output of every convolution of the backbone.
     """
-    recorded, generator = recording('train_focal'), torch.Generator().manual_seed(0)
+    recorded, generator = golden('train_focal'), torch.Generator().manual_seed(0)
     detector = copy.deepcopy(model).train().to(dtype)
 
     def perturb(module, inputs, output):
@@ -202,36 +229,36 @@ def parameter_gradients(model, dtype, rounding=0.0):
     for module in detector.backbone.modules():
         if rounding and isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(perturb)
-    images = [image.flip(0) for image in training_images()]
-    data = detector.data_preprocessor(dict(inputs=images, data_samples=copy.deepcopy(training_samples())), True)
+    images = [image.flip(0) for image in training_images(golden)]
+    data = detector.data_preprocessor(dict(inputs=images, data_samples=training_samples(golden)), True)
     features = detector.extract_feat(data['inputs'].to(dtype))
     outputs = detector.bbox_head(features, recorded['noisy_boxes'].to(dtype), recorded['t'])
-    objects = pad_objects(data['data_samples'], NUM_CLASSES)
-    losses = detector.bbox_head.criterion.losses(outputs, objects, recorded_matching(recorded))
+    objects = pad_objects(data['data_samples'], golden.num_classes)
+    losses = detector.bbox_head.criterion.losses(outputs, objects, recorded_matching(golden))
     sum(losses.values()).backward()
     return {name: parameter.grad for name, parameter in detector.named_parameters() if parameter.requires_grad}
 
 
 @pytest.fixture(scope='module')
-def gradients(model):
-    return parameter_gradients(model, torch.float32)
+def gradients(golden, model):
+    return parameter_gradients(golden, model, torch.float32)
 
 
 @pytest.fixture(scope='module')
-def exact_gradients(model):
-    return parameter_gradients(model, torch.float64)
+def exact_gradients(golden, model):
+    return parameter_gradients(golden, model, torch.float64)
 
 
 def relative_difference(gradient, other):
     return ((gradient - other).norm() / other.norm().clamp(min=1e-12)).item()
 
 
-def test_trained_parameters_are_those_of_the_recording(gradients):
-    assert {converter().convert_name(name) for name in recording('train_focal')['grad_norms']} == set(gradients)
+def test_trained_parameters_are_those_of_the_recording(golden, gradients):
+    assert {converter().convert_name(name) for name in golden('train_focal')['grad_norms']} == set(gradients)
 
 
-def test_gradients_of_neck_and_head_equal_the_recorded_ones(gradients):
-    recorded = recording('train_focal')
+def test_gradients_of_neck_and_head_equal_the_recorded_ones(golden, gradients):
+    recorded = golden('train_focal')
     for name, norm in recorded['grad_norms'].items():
         ours = gradients[converter().convert_name(name)]
         if not name.startswith('backbone.bottom_up.'):
@@ -245,8 +272,8 @@ def test_gradients_of_neck_and_head_equal_the_recorded_ones(gradients):
 BACKBONE_TOLERANCE = 5e-3
 
 
-def test_gradients_of_the_backbone_equal_the_recorded_ones(gradients):
-    recorded = recording('train_focal')
+def test_gradients_of_the_backbone_equal_the_recorded_ones(golden, gradients):
+    recorded = golden('train_focal')
     names = [name for name in recorded['grad_norms'] if name.startswith('backbone.bottom_up.')]
     assert len(names) > 30
     for name in names:
@@ -261,8 +288,9 @@ def test_our_gradients_equal_the_exact_ones(gradients, exact_gradients):
         assert (gradient - exact_gradients[name]).norm() <= 1e-3 * exact_gradients[name].norm() + 1e-6, name
 
 
-def test_rounding_of_single_precision_moves_the_exact_gradients_by_as_much_as_the_recording(model, exact_gradients):
-    moved = parameter_gradients(model, torch.float64, rounding=5e-6)
+def test_rounding_of_single_precision_moves_the_exact_gradients_by_as_much_as_the_recording(
+        golden, model, exact_gradients):
+    moved = parameter_gradients(golden, model, torch.float64, rounding=5e-6)
     names = [name for name in moved if name.startswith('backbone.')]
     assert max(relative_difference(moved[name], exact_gradients[name]) for name in names) > BACKBONE_TOLERANCE
 
@@ -275,12 +303,12 @@ def match(case):
     return DynamicKAssigner().match(case['logits'][None, None], case['boxes'][None, None], objects)[0, 0]
 
 
-def matcher_cases(lost):
-    return [case for case in recording('matcher') if (case['lost_gt'] > 0) == lost]
+def matcher_cases(golden, lost):
+    return [case for case in golden('matcher') if (case['lost_gt'] > 0) == lost]
 
 
-def test_matching_equals_the_recorded_one_wherever_that_lost_no_object():
-    cases = matcher_cases(lost=False)
+def test_matching_equals_the_recorded_one_wherever_that_lost_no_object(golden):
+    cases = matcher_cases(golden, lost=False)
     assert len(cases) > 10 and any(case['repaired'] for case in cases)
     for case in cases:
         index = match(case)
@@ -288,8 +316,8 @@ def test_matching_equals_the_recorded_one_wherever_that_lost_no_object():
         assert torch.equal(index[index >= 0], case['gt_index'])
 
 
-def test_matching_loses_no_object_where_the_recorded_one_did():
-    cases = matcher_cases(lost=True)
+def test_matching_loses_no_object_where_the_recorded_one_did(golden):
+    cases = matcher_cases(golden, lost=True)
     assert len(cases) > 10
     for case in cases:
         assert len(case['boxes']) >= len(case['gt_labels'])
@@ -297,8 +325,8 @@ def test_matching_loses_no_object_where_the_recorded_one_did():
         assert len(index[index >= 0].unique()) == len(case['gt_labels'])
 
 
-def test_assigner_interface_gives_the_same_matching():
-    for case in recording('matcher')[:5]:
+def test_assigner_interface_gives_the_same_matching(golden):
+    for case in golden('matcher')[:5]:
         result = DynamicKAssigner().assign(
             InstanceData(scores=case['logits'], bboxes=case['boxes']),
             InstanceData(labels=case['gt_labels'], bboxes=case['gt_bboxes']), dict(img_shape=case['image_size']))
@@ -308,8 +336,8 @@ def test_assigner_interface_gives_the_same_matching():
 # Sampling -------------------------------------------------------------------------------------------------------------
 
 
-def inference_sample():
-    recorded = recording('inference')
+def inference_sample(golden):
+    recorded = golden('inference')
     height, width = recorded['image'].shape[-2:]
     out_height, out_width = recorded['ori_shape']
     sample = data_sample(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), (height, width))
@@ -318,9 +346,9 @@ def inference_sample():
 
 
 @pytest.fixture(scope='module')
-def features(model):
-    image = recording('inference')['image'].flip(0)  # the preprocessor takes BGR
-    data = model.data_preprocessor(dict(inputs=[image], data_samples=[inference_sample()]))
+def features(golden, model):
+    image = golden('inference')['image'].flip(0)  # the preprocessor takes BGR
+    data = model.data_preprocessor(dict(inputs=[image], data_samples=[inference_sample(golden)]))
     with torch.no_grad():
         return model.extract_feat(data['inputs'])
 
@@ -333,8 +361,11 @@ class Tape:
     """
 
     def __init__(self, recorded, dtype=torch.float32):
-        draws, order = iter([draw.to(dtype) for draw in recorded['draws']]), torch.arange(NUM_PROPOSALS)
-        self.orders, calls = [order], [next(draws)]
+        draws = iter([draw.to(dtype) for draw in recorded['draws']])
+        calls = [next(draws)]
+        self.num_proposals = calls[0].shape[1]
+        order = torch.arange(self.num_proposals)
+        self.orders = [order]
         for logits in recorded['step_logits'][:-1]:
             kept = logits[-1, 0].sigmoid().amax(-1) > 0.5
             parts = order[kept], order[~kept]
@@ -344,27 +375,24 @@ class Tape:
         assert next(draws, None) is None
         self.calls = iter(calls)
 
-    @staticmethod
-    def _placed(slots, draws):
-        if not len(slots):
-            return torch.zeros(1, NUM_PROPOSALS, 4)
+    def _placed(self, slots, draws):
         draw = next(draws)
-        return torch.zeros(1, NUM_PROPOSALS, 4, dtype=draw.dtype).index_copy(1, slots, draw)
+        return torch.zeros(1, self.num_proposals, 4, dtype=draw.dtype).index_copy(1, slots, draw)
 
     def __call__(self, num_boxes):
-        assert num_boxes == NUM_PROPOSALS
+        assert num_boxes == self.num_proposals
         return next(self.calls)
 
 
-def test_time_steps_equal_the_recorded_ones():
+def test_time_steps_equal_the_recorded_ones(golden):
     for steps in STEPS:
-        recorded = recording('inference')[steps]['step_t'].flatten().tolist()
-        assert [now for now, _ in sampling_time_pairs(META['timesteps'], steps)] == recorded
+        recorded = golden('inference')[steps]['step_t'].flatten().tolist()
+        assert [now for now, _ in sampling_time_pairs(golden.timesteps, steps)] == recorded
 
 
 @pytest.mark.parametrize('steps', STEPS)
-def test_each_step_fed_the_recorded_boxes_gives_the_recorded_outputs(model, features, steps):
-    recorded = recording('inference')[steps]
+def test_each_step_fed_the_recorded_boxes_gives_the_recorded_outputs(golden, model, features, steps):
+    recorded = golden('inference')[steps]
     for step in range(steps):
         with torch.no_grad():
             outputs = model.bbox_head(features, recorded['step_inputs'][step].float(), recorded['step_t'][step])
@@ -375,33 +403,34 @@ def test_each_step_fed_the_recorded_boxes_gives_the_recorded_outputs(model, feat
 
 
 @pytest.mark.parametrize('steps', STEPS)
-def test_each_denoising_step_gives_the_recorded_next_boxes(model, steps):
+def test_each_denoising_step_gives_the_recorded_next_boxes(golden, model, steps):
     """From the recorded outputs of a step to the recorded boxes of the next one: DDIM, renewal and decoding alone."""
-    recorded, sampler = recording('inference')[steps], model.bbox_head.box_sampler
-    tape, whwh = Tape(recorded), torch.tensor([[480.0, 320.0, 480.0, 320.0]])
-    x_t = tape(NUM_PROPOSALS)
-    for step, time_pair in enumerate(sampling_time_pairs(META['timesteps'], steps)):
+    recorded, sampler = golden('inference')[steps], model.bbox_head.box_sampler
+    tape, whwh = Tape(recorded), golden.image_whwh()
+    x_t = tape(golden.num_proposals)
+    for step, time_pair in enumerate(sampling_time_pairs(golden.timesteps, steps)):
         slots = tape.orders[step]
         boxes = sampler.decode(x_t, whwh)[:, slots]
         torch.testing.assert_close(boxes, recorded['step_inputs'][step].float(), rtol=0, atol=1e-2)
         if time_pair[1] < 0:
             break
-        outputs, scores = torch.empty_like(x_t), torch.empty(1, NUM_PROPOSALS)
+        outputs, scores = torch.empty_like(x_t), torch.empty(1, golden.num_proposals)
         outputs[:, slots] = recorded['step_boxes'][step][-1]
         scores[:, slots] = recorded['step_logits'][step][-1].sigmoid().amax(-1)
-        noise, fresh = tape(NUM_PROPOSALS), tape(NUM_PROPOSALS)
+        noise, fresh = tape(golden.num_proposals), tape(golden.num_proposals)
         x_t = sampler.denoise(x_t, outputs, whwh, time_pair, 1.0, noise)
         x_t = sampler.renew(x_t, scores, 0.5, fresh)
 
 
-def settings_of(head, steps):
-    return SamplingSettings.from_cfg(dict(head.test_cfg, sampling_timesteps=steps), NUM_PROPOSALS, META['timesteps'])
+def settings_of(golden, head, steps):
+    return SamplingSettings.from_cfg(dict(head.test_cfg, sampling_timesteps=steps), golden.num_proposals,
+                                     golden.timesteps)
 
 
-def finish(detections, settings):
+def finish(golden, detections, settings):
     merged = merge_steps(detections, settings.ensemble)
     image = Detections(*(values[0] for values in merged))
-    return finish_image(image, inference_sample().metainfo, settings, rescale=True).to_dict()
+    return finish_image(image, inference_sample(golden).metainfo, settings, rescale=True).to_dict()
 
 
 # At the seventh of 8 steps a recorded box has a RoIAlign sample within 0.001 cells of the line one cell outside the
@@ -409,14 +438,14 @@ def finish(detections, settings):
 COMPARABLE_STEPS = {1: 1, 2: 2, 4: 4, 8: 6}
 
 
-def run_loop(head, features, steps, dtype):
+def run_loop(golden, head, features, steps, dtype):
     """The loop from the image on: nothing but the image, the weights and the draws comes from the recording."""
-    outputs, tape, refine = [], Tape(recording('inference')[steps], dtype), head._refine
+    outputs, tape, refine = [], Tape(golden('inference')[steps], dtype), head._refine
     head._refine = lambda *inputs: outputs.append(refine(*inputs)) or outputs[-1]
     try:
         with torch.no_grad():
-            whwh = torch.tensor([[480.0, 320.0, 480.0, 320.0]], dtype=dtype)
-            detections = head.sample(features, whwh, settings_of(head, steps), tape)
+            whwh = golden.image_whwh().to(dtype)
+            detections = head.sample(features, whwh, settings_of(golden, head, steps), tape)
     finally:
         del head._refine
     ordered = [
@@ -427,8 +456,8 @@ def run_loop(head, features, steps, dtype):
 
 
 @pytest.fixture(scope='module', params=STEPS)
-def closed_loop(request, model, features):
-    return request.param, *run_loop(model.bbox_head, features, request.param, torch.float32)
+def closed_loop(request, golden, model, features):
+    return request.param, *run_loop(golden, model.bbox_head, features, request.param, torch.float32)
 
 
 @pytest.fixture(scope='module')
@@ -437,18 +466,18 @@ def exact_model(model):
 
 
 @pytest.fixture(scope='module')
-def exact_features(exact_model):
-    image = recording('inference')['image'].flip(0)
-    data = exact_model.data_preprocessor(dict(inputs=[image], data_samples=[inference_sample()]))
+def exact_features(golden, exact_model):
+    image = golden('inference')['image'].flip(0)
+    data = exact_model.data_preprocessor(dict(inputs=[image], data_samples=[inference_sample(golden)]))
     with torch.no_grad():
         return exact_model.extract_feat(data['inputs'].double())
 
 
-def test_closed_loop_gives_the_recorded_outputs_at_every_step(closed_loop, exact_model, exact_features):
+def test_closed_loop_gives_the_recorded_outputs_at_every_step(golden, closed_loop, exact_model, exact_features):
     """To 2e-3 and 0.1 px beyond what the recording itself is off the same loop in float64, which is bounded too."""
     steps, outputs, _ = closed_loop
-    recorded = recording('inference')[steps]
-    exact, _ = run_loop(exact_model.bbox_head, exact_features, steps, torch.float64)
+    recorded = golden('inference')[steps]
+    exact, _ = run_loop(golden, exact_model.bbox_head, exact_features, steps, torch.float64)
     for step in range(COMPARABLE_STEPS[steps]):
         theirs = recorded['step_logits'][step], recorded['step_boxes'][step]
         logits, pixels = deviation(outputs[step], theirs, -1)
@@ -457,27 +486,27 @@ def test_closed_loop_gives_the_recorded_outputs_at_every_step(closed_loop, exact
         assert logits.max() < 2e-3 + logit_error.max() and pixels.max() < 0.1 + pixel_error.max()
 
 
-def test_image_in_gives_the_recorded_detections_out(model, closed_loop):
+def test_image_in_gives_the_recorded_detections_out(golden, model, closed_loop):
     steps, _, detections = closed_loop
-    recorded = recording('inference')[steps]
+    recorded = golden('inference')[steps]
     if COMPARABLE_STEPS[steps] == steps:
-        assert unmatched(finish(detections, settings_of(model.bbox_head, steps)), recorded) == []
+        assert unmatched(finish(golden, detections, settings_of(golden, model.bbox_head, steps)), recorded) == []
         return
-    settings = settings_of(model.bbox_head, steps)._replace(ensemble='all')
+    settings = settings_of(golden, model.bbox_head, steps)._replace(ensemble='all')
     comparable = range(COMPARABLE_STEPS[steps])
     theirs = [best_pairs(recorded['step_logits'][step][-1], recorded['step_boxes'][step][-1]) for step in comparable]
-    ours = finish([detections[step] for step in comparable], settings)
-    assert unmatched(ours, finish(theirs, settings)) == []
+    ours = finish(golden, [detections[step] for step in comparable], settings)
+    assert unmatched(ours, finish(golden, theirs, settings)) == []
 
 
 @pytest.mark.parametrize('steps', STEPS)
-def test_recorded_outputs_give_the_recorded_detections(model, steps):
-    recorded = recording('inference')[steps]
+def test_recorded_outputs_give_the_recorded_detections(golden, model, steps):
+    recorded = golden('inference')[steps]
     detections = [
         best_pairs(logits[-1], boxes[-1])
         for logits, boxes in zip(recorded['step_logits'], recorded['step_boxes'], strict=True)
     ]
-    assert unmatched(finish(detections, settings_of(model.bbox_head, steps)), recorded) == []
+    assert unmatched(finish(golden, detections, settings_of(golden, model.bbox_head, steps)), recorded) == []
 
 
 def unmatched(result, recorded):
@@ -494,9 +523,9 @@ def unmatched(result, recorded):
     return missing
 
 
-def test_a_hundredth_of_a_pixel_moves_a_recorded_box_by_many_pixels_in_exact_arithmetic(model, features):
+def test_a_hundredth_of_a_pixel_moves_a_recorded_box_by_many_pixels_in_exact_arithmetic(golden, model, features):
     """Why the closed loop of 8 steps is compared up to the sixth: no rounding is fine enough for the seventh."""
-    recorded = recording('inference')[8]
+    recorded = golden('inference')[8]
     head, exact_features = copy.deepcopy(model.bbox_head).double(), [level.double() for level in features]
     boxes = recorded['step_inputs'][COMPARABLE_STEPS[8]]
     nudged = boxes + 0.015 * torch.tensor([1.0, 0.0, 1.0, 0.0])

@@ -1,4 +1,4 @@
-"""Names of the authors' DiffusionDet (detectron2 layout; ResNet or Swin, FPN, head) and this package's names for them."""
+"""Names of the authors' DiffusionDet (detectron2 layout: ResNet or Swin, FPN, head) and this package's for them."""
 
 import re
 

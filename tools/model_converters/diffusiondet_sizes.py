@@ -8,9 +8,10 @@ from typing import NamedTuple
 from diffusiondet_keys import ConversionError
 from mmdet.models import FPN, ResNet, SwinTransformer
 from mmdet.models.backbones.resnet import Bottleneck
+from torch import Size, nn
+
 from mmdet_diffusion.heads import DynamicDiffusionStage
 from mmdet_diffusion.layers import TimeEmbedding
-from torch import Size, nn
 
 SWIN_DEPTHS = ((2, 2, 2, 2), (2, 2, 6, 2), (2, 2, 18, 2))  # from the smallest on
 
