@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -112,6 +113,10 @@ def test_first_stage_equals_the_recorded_one(head_outputs):
     assert logits.max() < 2e-4 and pixels.max() < 5e-3
 
 
+# Share of the queries whose recording agrees with float64. Of the 60 of mini_swin 6 are thin enough to fall out.
+WELL_POSED = dict(mini_r50=0.95, mini_swin=0.9)
+
+
 def test_later_stages_equal_the_recorded_ones_where_those_are_exact(golden, head_outputs):
     """A thin, long box far from its object amplifies rounding: there the recording is off its own float64 value."""
     ours, recorded, exact = head_outputs
@@ -119,7 +124,7 @@ def test_later_stages_equal_the_recorded_ones_where_those_are_exact(golden, head
         logits, pixels = deviation(ours, recorded, stage)
         logit_error, pixel_error = deviation(recorded, exact, stage)
         well_posed = (logit_error < 1e-3) & (pixel_error < 0.05)
-        assert well_posed.float().mean() >= 0.95
+        assert well_posed.float().mean() >= WELL_POSED[golden.name]
         assert logits[well_posed].max() < 2e-3 and pixels[well_posed].max() < 0.1
         differences = (ours.cls_scores[stage] - recorded.cls_scores[stage]).abs().flatten()
         assert differences.quantile(0.95) < 5e-4
@@ -218,7 +223,7 @@ def parameter_gradients(golden, model, dtype, rounding=0.0):
         golden: the recordings.
         model: the detector.
         dtype: to compute in.
-        rounding: relative size of random errors put into the output of every convolution of the backbone.
+        rounding: relative size of random errors put into the output of every matrix product of the backbone.
     """
     recorded, generator = golden('train_focal'), torch.Generator().manual_seed(0)
     detector = copy.deepcopy(model).train().to(dtype)
@@ -227,7 +232,7 @@ def parameter_gradients(golden, model, dtype, rounding=0.0):
         return output * (1 + rounding * torch.randn(output.shape, generator=generator, dtype=dtype))
 
     for module in detector.backbone.modules():
-        if rounding and isinstance(module, torch.nn.Conv2d):
+        if rounding and isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
             module.register_forward_hook(perturb)
     images = [image.flip(0) for image in training_images(golden)]
     data = detector.data_preprocessor(dict(inputs=images, data_samples=training_samples(golden)), True)
@@ -257,42 +262,68 @@ def test_trained_parameters_are_those_of_the_recording(golden, gradients):
     assert {converter().convert_name(name) for name in golden('train_focal')['grad_norms']} == set(gradients)
 
 
-def test_gradients_of_neck_and_head_equal_the_recorded_ones(golden, gradients):
-    recorded = golden('train_focal')
-    for name, norm in recorded['grad_norms'].items():
-        ours = gradients[converter().convert_name(name)]
-        if not name.startswith('backbone.bottom_up.'):
-            assert abs(ours.norm() - norm) <= 1e-3 * norm + 1e-6, name
-            if name in recorded['grads']:
-                assert (ours - recorded['grads'][name]).norm() <= 1e-3 * norm + 1e-6, name
+# Rounding takes values across the kink of a ReLU (in a backbone of 8 channels) and grows on thin boxes (in mini_swin
+# from the first stage to the second): the last test shows that a tolerance of 1e-3 cannot be asked there.
+class GradientTolerances(NamedTuple):
+    neck_and_head: float
+    backbone: float
+    to_exact: float  # of our float32 to our float64
+    rounding: float  # the relative rounding that moves the exact gradients by more than these
 
 
-# Of a backbone of 8 channels the gradient jumps where rounding takes a value across the kink of a ReLU, and the
-# recording lies on the other side of one: the next two tests show that 1e-3 cannot be asked there.
-BACKBONE_TOLERANCE = 5e-3
+GRADIENTS = dict(
+    mini_r50=GradientTolerances(neck_and_head=1e-3, backbone=5e-3, to_exact=1e-3, rounding=5e-6),
+    mini_swin=GradientTolerances(neck_and_head=1e-2, backbone=3e-2, to_exact=1e-2, rounding=1e-6))
 
 
-def test_gradients_of_the_backbone_equal_the_recorded_ones(golden, gradients):
-    recorded = golden('train_focal')
-    names = [name for name in recorded['grad_norms'] if name.startswith('backbone.bottom_up.')]
-    assert len(names) > 30
-    for name in names:
-        ours, norm = gradients[converter().convert_name(name)], recorded['grad_norms'][name]
-        assert abs(ours.norm() - norm) <= BACKBONE_TOLERANCE * norm, name
-        if name in recorded['grads']:
-            assert (ours - recorded['grads'][name]).norm() <= BACKBONE_TOLERANCE * norm, name
+def recorded_norms(golden, backbone):
+    """Names of theirs and recorded norms of the parameters inside or outside the backbone."""
+    norms = golden('train_focal')['grad_norms'].items()
+    return {name: norm for name, norm in norms if name.startswith('backbone.bottom_up.') == backbone}
 
 
-def test_our_gradients_equal_the_exact_ones(gradients, exact_gradients):
+def recorded_gradients(golden):
+    """By our names and in our layout."""
+    gradients = golden('train_focal')['grads'].items()
+    return {converter().convert_name(name): converter().convert_value(name, value) for name, value in gradients}
+
+
+@pytest.mark.parametrize('part', ['neck_and_head', 'backbone'])
+def test_gradients_equal_the_recorded_ones(golden, gradients, part):
+    recorded, tolerance = recorded_gradients(golden), getattr(GRADIENTS[golden.name], part)
+    norms = recorded_norms(golden, part == 'backbone')
+    assert len(norms) > 30
+    for theirs, norm in norms.items():
+        name = converter().convert_name(theirs)
+        assert abs(gradients[name].norm() - norm) <= tolerance * norm + 1e-6, name
+        if name in recorded:
+            assert (gradients[name] - recorded[name]).norm() <= tolerance * norm + 1e-6, name
+
+
+def test_most_gradients_of_neck_and_head_equal_the_recorded_ones_to_a_ten_thousandth(golden, gradients):
+    differences = [relative_difference(gradients[name], recorded)
+                   for name, recorded in recorded_gradients(golden).items() if not name.startswith('backbone.')]
+    assert len(differences) > 30
+    assert sorted(differences)[len(differences) // 2] < 1e-4
+
+
+def test_our_gradients_equal_the_exact_ones(golden, gradients, exact_gradients):
+    tolerance = GRADIENTS[golden.name].to_exact
     for name, gradient in gradients.items():
-        assert (gradient - exact_gradients[name]).norm() <= 1e-3 * exact_gradients[name].norm() + 1e-6, name
+        exact = exact_gradients[name]
+        assert (gradient - exact).norm() <= tolerance * exact.norm() + 1e-6, name
 
 
-def test_rounding_of_single_precision_moves_the_exact_gradients_by_as_much_as_the_recording(
+def test_rounding_of_single_precision_moves_the_exact_gradients_by_more_than_the_tolerance(
         golden, model, exact_gradients):
-    moved = parameter_gradients(golden, model, torch.float64, rounding=5e-6)
-    names = [name for name in moved if name.startswith('backbone.')]
-    assert max(relative_difference(moved[name], exact_gradients[name]) for name in names) > BACKBONE_TOLERANCE
+    tolerances = GRADIENTS[golden.name]
+    moved = parameter_gradients(golden, model, torch.float64, tolerances.rounding)
+    differences = {name: relative_difference(moved[name], exact_gradients[name]) for name in moved
+                   if exact_gradients[name].norm() > 1e-6}
+    for part, tolerance in dict(backbone=tolerances.backbone, neck=tolerances.neck_and_head).items():
+        if tolerance > 1e-3:
+            assert max(value for name, value in differences.items()
+                       if name.startswith('backbone.') == (part == 'backbone')) > tolerance
 
 
 # Matching -------------------------------------------------------------------------------------------------------------
@@ -318,7 +349,7 @@ def test_matching_equals_the_recorded_one_wherever_that_lost_no_object(golden):
 
 def test_matching_loses_no_object_where_the_recorded_one_did(golden):
     cases = matcher_cases(golden, lost=True)
-    assert len(cases) > 10
+    assert len(cases) >= 10
     for case in cases:
         assert len(case['boxes']) >= len(case['gt_labels'])
         index = match(case)
@@ -433,9 +464,11 @@ def finish(golden, detections, settings):
     return finish_image(image, inference_sample(golden).metainfo, settings, rescale=True).to_dict()
 
 
-# At the seventh of 8 steps a recorded box has a RoIAlign sample within 0.001 cells of the line one cell outside the
-# map, beyond which samples count as 0: see the last test. From there on the loops part.
-COMPARABLE_STEPS = {1: 1, 2: 2, 4: 4, 8: 6}
+# From these steps on the loops part, whatever computes them; the last two tests show why. In mini_r50 a recorded box of
+# the seventh of 8 steps has a RoIAlign sample within 0.001 cells of the line one cell outside the map, beyond which
+# samples count as 0. In mini_swin every step multiplies rounding by 10 to 40.
+COMPARABLE_STEPS = dict(mini_r50={1: 1, 2: 2, 4: 4, 8: 6}, mini_swin={1: 1, 2: 1, 4: 2, 8: 2})
+MAX_LOGIT_DIFFERENCE, MAX_PIXEL_DIFFERENCE = 2e-3, 0.1
 
 
 def run_loop(golden, head, features, steps, dtype):
@@ -478,25 +511,39 @@ def test_closed_loop_gives_the_recorded_outputs_at_every_step(golden, closed_loo
     steps, outputs, _ = closed_loop
     recorded = golden('inference')[steps]
     exact, _ = run_loop(golden, exact_model.bbox_head, exact_features, steps, torch.float64)
-    for step in range(COMPARABLE_STEPS[steps]):
+    for step in range(COMPARABLE_STEPS[golden.name][steps]):
         theirs = recorded['step_logits'][step], recorded['step_boxes'][step]
         logits, pixels = deviation(outputs[step], theirs, -1)
         logit_error, pixel_error = deviation(theirs, exact[step], -1)
         assert logit_error.max() < 2e-3 and pixel_error.max() < 0.2
-        assert logits.max() < 2e-3 + logit_error.max() and pixels.max() < 0.1 + pixel_error.max()
+        assert logits.max() < MAX_LOGIT_DIFFERENCE + logit_error.max()
+        assert pixels.max() < MAX_PIXEL_DIFFERENCE + pixel_error.max()
 
 
 def test_image_in_gives_the_recorded_detections_out(golden, model, closed_loop):
     steps, _, detections = closed_loop
-    recorded = golden('inference')[steps]
-    if COMPARABLE_STEPS[steps] == steps:
-        assert unmatched(finish(golden, detections, settings_of(golden, model.bbox_head, steps)), recorded) == []
+    recorded, settings = golden('inference')[steps], settings_of(golden, model.bbox_head, steps)
+    comparable = COMPARABLE_STEPS[golden.name][steps]
+    if comparable >= max(1, steps - 1):  # the recorded detections leave the last step out
+        assert unmatched(finish(golden, detections, settings), recorded) == []
         return
-    settings = settings_of(golden, model.bbox_head, steps)._replace(ensemble='all')
-    comparable = range(COMPARABLE_STEPS[steps])
-    theirs = [best_pairs(recorded['step_logits'][step][-1], recorded['step_boxes'][step][-1]) for step in comparable]
-    ours = finish(golden, [detections[step] for step in comparable], settings)
+    settings = settings._replace(ensemble='all')
+    theirs = [best_pairs(recorded['step_logits'][step][-1], recorded['step_boxes'][step][-1])
+              for step in range(comparable)]
+    ours = finish(golden, detections[:comparable], settings)
     assert unmatched(ours, finish(golden, theirs, settings)) == []
+
+
+@pytest.mark.parametrize('steps', STEPS)
+def test_image_in_gives_the_recorded_detections_out_when_each_step_starts_from_the_recorded_boxes(
+        golden, model, features, steps):
+    """All steps of all numbers of steps, in both models: with the test of each denoising step, the whole loop."""
+    recorded, detections = golden('inference')[steps], []
+    for boxes, t in zip(recorded['step_inputs'], recorded['step_t'], strict=True):
+        with torch.no_grad():
+            outputs = model.bbox_head(features, boxes.float(), t)
+        detections.append(best_pairs(outputs.cls_scores[-1], outputs.bboxes[-1]))
+    assert unmatched(finish(golden, detections, settings_of(golden, model.bbox_head, steps)), recorded) == []
 
 
 @pytest.mark.parametrize('steps', STEPS)
@@ -523,12 +570,30 @@ def unmatched(result, recorded):
     return missing
 
 
+@pytest.mark.parametrize('golden', ['mini_r50'], indirect=True)
 def test_a_hundredth_of_a_pixel_moves_a_recorded_box_by_many_pixels_in_exact_arithmetic(golden, model, features):
     """Why the closed loop of 8 steps is compared up to the sixth: no rounding is fine enough for the seventh."""
     recorded = golden('inference')[8]
     head, exact_features = copy.deepcopy(model.bbox_head).double(), [level.double() for level in features]
-    boxes = recorded['step_inputs'][COMPARABLE_STEPS[8]]
+    step = COMPARABLE_STEPS[golden.name][8]
+    boxes = recorded['step_inputs'][step]
     nudged = boxes + 0.015 * torch.tensor([1.0, 0.0, 1.0, 0.0])
     with torch.no_grad():
-        outputs, moved = (head(exact_features, x, recorded['step_t'][COMPARABLE_STEPS[8]]) for x in (boxes, nudged))
+        outputs, moved = (head(exact_features, x, recorded['step_t'][step]) for x in (boxes, nudged))
     assert (outputs.bboxes[0] - moved.bboxes[0]).abs().max() > 5
+
+
+@pytest.mark.parametrize('golden', ['mini_swin'], indirect=True)
+@pytest.mark.parametrize('steps', [2, 4, 8])
+def test_rounding_of_the_features_moves_the_exact_loop_beyond_the_tolerance_after_the_compared_steps(
+        golden, exact_model, exact_features, steps):
+    """Errors of 1e-6 in the features, computed from there on in float64; float32 features are off by 2e-6 at most."""
+    exact, _ = run_loop(golden, exact_model.bbox_head, exact_features, steps, torch.float64)
+    step, generator, beyond = COMPARABLE_STEPS[golden.name][steps], torch.Generator().manual_seed(0), []
+    for _ in range(3):
+        noise = [torch.randn(level.shape, generator=generator, dtype=level.dtype) for level in exact_features]
+        rounded = [level * (1 + 1e-6 * error) for level, error in zip(exact_features, noise, strict=True)]
+        moved, _ = run_loop(golden, exact_model.bbox_head, rounded, steps, torch.float64)
+        logits, pixels = deviation(moved[step], exact[step], -1)
+        beyond.append(logits.max() > MAX_LOGIT_DIFFERENCE or pixels.max() > MAX_PIXEL_DIFFERENCE)
+    assert any(beyond)
