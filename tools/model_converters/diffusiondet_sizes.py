@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from math import ceil
 from typing import NamedTuple
 
+import torch
 from diffusiondet_keys import ConversionError
 from mmdet.models import FPN, ResNet, SwinTransformer
 from mmdet.models.backbones.resnet import Bottleneck
@@ -132,15 +133,12 @@ def expected_shapes(sizes: ModelSizes) -> dict[str, Size]:
 
     The counters of batch norm are left out, as mmengine does when it loads a checkpoint.
     """
-    backbone = dict(sizes.backbone)
-    feat_channels = sizes.stage['feat_channels']
-    stages = nn.ModuleList(DynamicDiffusionStage(**sizes.stage, prior_prob=0.01, num_attn_heads=1)
-                           for _ in range(sizes.num_stages))
-    parts = {
-        'backbone': dict(ResNet=ResNet, SwinTransformer=SwinTransformer)[backbone.pop('type')](**backbone),
-        'neck': FPN(list(sizes.backbone_channels), feat_channels, num_outs=4),
-        'bbox_head.time_embedding': TimeEmbedding(feat_channels),
-        'bbox_head.stages': stages,
-    }
+    backbone, feat_channels = dict(sizes.backbone), sizes.stage['feat_channels']
+    parts = {'backbone': dict(ResNet=ResNet, SwinTransformer=SwinTransformer)[backbone.pop('type')](**backbone)}
+    with torch.device('meta'):  # shapes alone, which takes no time (Swin cannot be built so)
+        parts['neck'] = FPN(list(sizes.backbone_channels), feat_channels, num_outs=4)
+        parts['bbox_head.time_embedding'] = TimeEmbedding(feat_channels)
+        parts['bbox_head.stages'] = nn.ModuleList(
+            DynamicDiffusionStage(**sizes.stage, prior_prob=0.01, num_attn_heads=1) for _ in range(sizes.num_stages))
     return {f'{prefix}.{name}': value.shape for prefix, part in parts.items()
             for name, value in part.state_dict().items() if not name.endswith('num_batches_tracked')}
