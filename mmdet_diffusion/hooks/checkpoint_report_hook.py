@@ -29,7 +29,7 @@ class CheckpointReportHook(Hook):
         wanted = {name: value.shape for name, value in model.state_dict().items()}
         given = {name.removeprefix('module.'): getattr(value, 'shape', None)
                  for name, value in checkpoint.get('state_dict', checkpoint).items()}
-        if not any(wanted.get(name) == shape for name, shape in given.items()):
+        if not any(name in wanted and wanted[name] == shape for name, shape in given.items()):
             raise ValueError('no tensor of the checkpoint fits the model; it has '
                              f'{_shorten(list(given))}, the model {_shorten(list(wanted))}. Convert checkpoints of the '
                              "authors' code with tools/model_converters/diffusiondet_to_mmdet.py")

@@ -245,6 +245,13 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(tool, state):
         tool.convert(state)
 
 
+@pytest.mark.parametrize('name', ['head.head_series.0.class_logits.weight', 'backbone.bottom_up.stem.conv1.weight'])
+def test_a_tensor_that_shows_a_size_and_has_too_few_dimensions_is_named(tool, state, name):
+    state[name] = torch.zeros(11)
+    with pytest.raises(tool.ConversionError, match=rf'{tool.convert_name(name)} has shape \(11,\)'):
+        tool.convert(state)
+
+
 def test_a_patch_merging_of_other_patches_is_named(tool):
     state = copy.deepcopy(tool.read_source(GOLDEN / 'mini_swin' / 'checkpoint.pth').state)
     state['backbone.bottom_up.layers.0.downsample.norm.bias'] = torch.zeros(9)

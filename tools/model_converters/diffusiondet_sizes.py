@@ -9,7 +9,7 @@ import torch
 from diffusiondet_keys import ConversionError
 from mmdet.models import FPN, ResNet, SwinTransformer
 from mmdet.models.backbones.resnet import Bottleneck
-from torch import Size, nn
+from torch import Size, Tensor, nn
 
 from mmdet_diffusion.heads import DynamicDiffusionStage
 from mmdet_diffusion.layers import TimeEmbedding
@@ -57,11 +57,13 @@ def suggested_configs(sizes: ModelSizes) -> list[str]:
     return [f'diffusiondet_{backbone}_fpn_{option}{SCHEDULES[num_classes]}' for option in options]
 
 
-class _Shapes(dict):
-    """Shape of each tensor; asked for one that is not there, it says so."""
-
-    def __missing__(self, name: str) -> Size:
+def _shape(shapes: dict[str, Size], name: str, num_dims: int) -> Size:
+    """Shape of a tensor that shows a size, which must be there and have so many dimensions."""
+    if name not in shapes:
         raise ConversionError(f'the checkpoint lacks {name}')
+    if len(shapes[name]) != num_dims or 0 in shapes[name]:
+        raise ConversionError(f'{name} has shape {tuple(shapes[name])} instead of {num_dims} dimensions')
+    return shapes[name]
 
 
 def read_sizes(shapes: dict[str, Size]) -> ModelSizes:
@@ -74,23 +76,27 @@ def read_sizes(shapes: dict[str, Size]) -> ModelSizes:
         ModelSizes: of the smallest known model that has all layers of this one.
 
     Raises:
-        ConversionError: if a tensor that shows a size is missing.
+        ConversionError: if a tensor that shows a size is missing, or has not as many dimensions as it should.
     """
-    shapes = _Shapes(shapes)
-    is_swin = any(name.startswith(('backbone.stages.', 'backbone.patch_embed.')) for name in shapes)
-    backbone, channels = (_swin_sizes if is_swin else _resnet_sizes)(shapes)
     first = 'bbox_head.stages.0.'
-    num_classes, feat_channels = shapes[first + 'fc_cls.weight']
+    backbone, channels = read_backbone(shapes)
+    num_classes, feat_channels = _shape(shapes, first + 'fc_cls.weight', 2)
     stage = dict(
         num_classes=num_classes,
         feat_channels=feat_channels,
-        num_bins=shapes[first + 'dynamic_conv.fc.weight'][1] // feat_channels,
-        feedforward_channels=shapes[first + 'ffn.0.weight'][0],
-        dynamic_dim=shapes[first + 'dynamic_conv.norm_in.weight'][0],
+        num_bins=_shape(shapes, first + 'dynamic_conv.fc.weight', 2)[1] // feat_channels,
+        feedforward_channels=_shape(shapes, first + 'ffn.0.weight', 2)[0],
+        dynamic_dim=_shape(shapes, first + 'dynamic_conv.norm_in.weight', 1)[0],
         # linear, norm and activation make one layer
         num_cls_fcs=ceil(_count(shapes, r'bbox_head\.stages\.\d+\.cls_fcs\.(\d+)\.') / 3),
         num_reg_fcs=ceil(_count(shapes, r'bbox_head\.stages\.\d+\.reg_fcs\.(\d+)\.') / 3))
     return ModelSizes(backbone, channels, stage, _count(shapes, r'bbox_head\.stages\.(\d+)\.'))
+
+
+def read_backbone(shapes: dict[str, Size]) -> tuple[dict, tuple[int, ...]]:
+    """Config of the backbone, and channels of its four levels; arguments and errors as of :func:`read_sizes`."""
+    is_swin = any(name.startswith(('backbone.stages.', 'backbone.patch_embed.')) for name in shapes)
+    return (_swin_sizes if is_swin else _resnet_sizes)(shapes)
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
@@ -104,23 +110,23 @@ def _smallest(known: Iterable[tuple], found: list[int]) -> tuple:
     return next((depths for depths in known if all(a <= b for a, b in zip(found, depths, strict=True))), known[-1])
 
 
-def _resnet_sizes(shapes: _Shapes) -> tuple[dict, tuple[int, ...]]:
+def _resnet_sizes(shapes: dict[str, Size]) -> tuple[dict, tuple[int, ...]]:
     found = [_count(shapes, rf'backbone\.layer{layer}\.(\d+)\.') for layer in (1, 2, 3, 4)]
     is_bottleneck = any(re.match(r'backbone\.layer\d\.\d+\.conv3\.', name) for name in shapes)
     known = {depths: depth for depth, (block, depths) in ResNet.arch_settings.items()
              if (block is Bottleneck) == is_bottleneck}
-    base_channels = shapes['backbone.layer1.0.conv1.weight'][0]
+    base_channels = _shape(shapes, 'backbone.layer1.0.conv1.weight', 4)[0]
     cfg = dict(type='ResNet', depth=known[_smallest(known, found)], base_channels=base_channels,
-               stem_channels=shapes['backbone.conv1.weight'][0])
+               stem_channels=_shape(shapes, 'backbone.conv1.weight', 4)[0])
     expansion = Bottleneck.expansion if is_bottleneck else 1
     return cfg, tuple(base_channels * expansion * 2**level for level in range(4))
 
 
-def _swin_sizes(shapes: _Shapes) -> tuple[dict, tuple[int, ...]]:
+def _swin_sizes(shapes: dict[str, Size]) -> tuple[dict, tuple[int, ...]]:
     found = [_count(shapes, rf'backbone\.stages\.{stage}\.blocks\.(\d+)\.') for stage in range(4)]
-    tables = [shapes[f'backbone.stages.{stage}.blocks.0.attn.w_msa.relative_position_bias_table']
+    tables = [_shape(shapes, f'backbone.stages.{stage}.blocks.0.attn.w_msa.relative_position_bias_table', 2)
               for stage in range(4)]
-    embed_dims = shapes['backbone.patch_embed.projection.weight'][0]
+    embed_dims = _shape(shapes, 'backbone.patch_embed.projection.weight', 4)[0]
     # a window of M pixels a side has (2 M - 1) ** 2 relative positions
     window_size = (round(tables[0][0]**0.5) + 1) // 2
     cfg = dict(type='SwinTransformer', embed_dims=embed_dims, depths=_smallest(SWIN_DEPTHS, found),
@@ -133,12 +139,39 @@ def expected_shapes(sizes: ModelSizes) -> dict[str, Size]:
 
     The counters of batch norm are left out, as mmengine does when it loads a checkpoint.
     """
-    backbone, feat_channels = dict(sizes.backbone), sizes.stage['feat_channels']
-    parts = {'backbone': dict(ResNet=ResNet, SwinTransformer=SwinTransformer)[backbone.pop('type')](**backbone)}
+    feat_channels = sizes.stage['feat_channels']
+    parts = {'backbone': build_backbone(sizes.backbone)}
     with torch.device('meta'):  # shapes alone, which takes no time (Swin cannot be built so)
         parts['neck'] = FPN(list(sizes.backbone_channels), feat_channels, num_outs=4)
         parts['bbox_head.time_embedding'] = TimeEmbedding(feat_channels)
         parts['bbox_head.stages'] = nn.ModuleList(
             DynamicDiffusionStage(**sizes.stage, prior_prob=0.01, num_attn_heads=1) for _ in range(sizes.num_stages))
-    return {f'{prefix}.{name}': value.shape for prefix, part in parts.items()
-            for name, value in part.state_dict().items() if not name.endswith('num_batches_tracked')}
+    return shapes_of({f'{prefix}.{name}': value for prefix, part in parts.items()
+                      for name, value in part.state_dict().items()})
+
+
+def build_backbone(cfg: dict) -> nn.Module:
+    """Build a backbone of a config as :func:`read_backbone` gives it."""
+    cfg = dict(cfg)
+    return dict(ResNet=ResNet, SwinTransformer=SwinTransformer)[cfg.pop('type')](**cfg)
+
+
+def shapes_of(state: dict[str, Tensor]) -> dict[str, Size]:
+    """Shape of each tensor, without the counters of batch norm."""
+    return {name: value.shape for name, value in state.items() if not name.endswith('num_batches_tracked')}
+
+
+def differences(shapes: dict[str, Size], expected: dict[str, Size]) -> list[str]:
+    """What tensors differ in from the expected ones, one sentence without its subject for each kind."""
+    missing = [name for name in expected if name not in shapes]
+    extra = [name for name in shapes if name not in expected]
+    other = [f'{name} {tuple(shapes[name])} instead of {tuple(shape)}' for name, shape in expected.items()
+             if name in shapes and shapes[name] != shape]
+    found = {'lacks {} tensors: {}': missing, 'has {} tensors too many: {}': extra, 'differs in {} shapes: {}': other}
+    return [sentence.format(len(names), list_names(names)) for sentence, names in found.items() if names]
+
+
+def list_names(names: Iterable[str], limit: int = 8) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    return ', '.join(names[:limit]) + (f', ... ({len(names) - limit} more)' if len(names) > limit else '')

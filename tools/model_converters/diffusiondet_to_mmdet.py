@@ -8,69 +8,27 @@ Examples:
 
 import argparse
 import hashlib
-import os
-import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
+from checkpoint_files import Source, read_source, refuse_destination, write
 from diffusiondet_keys import DROPPED, ConversionError, convert_name, convert_value
-from diffusiondet_sizes import ModelSizes, expected_shapes, read_sizes, suggested_configs
+from diffusiondet_sizes import (
+    ModelSizes,
+    differences,
+    expected_shapes,
+    list_names,
+    read_sizes,
+    shapes_of,
+    suggested_configs,
+)
 from mmdet.datasets import CocoDataset, LVISV1Dataset
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
-from torch import Size, Tensor
+from torch import Tensor
 
-WRAPPERS = ('ema_state', 'model', 'state_dict')  # averaged weights first: they are what is meant for testing
 DATASETS = {80: CocoDataset, 1203: LVISV1Dataset}
-
-
-class Source(NamedTuple):
-    """Weights as they were read.
-
-    Attributes:
-        state (dict[str, Tensor]): the state dict.
-        wrapper (str | None): key under which it was found; None where the file is a plain state dict.
-    """
-
-    state: dict[str, Tensor]
-    wrapper: str | None
-
-
-def read_source(file: Path) -> Source:
-    """Read a checkpoint without running any code that it may hold.
-
-    Args:
-        file (Path): of ``torch.save``: a state dict, or a dict with one under one of ``WRAPPERS``.
-
-    Returns:
-        Source: the weights, without the ``module.`` that distributed training puts before every name.
-
-    Raises:
-        ConversionError: if the file is missing, unsafe, or holds no state dict.
-    """
-    if not file.is_file():
-        raise ConversionError(f'{file} is not a file')
-    try:
-        content = torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as error:
-        # torch's own message is a page that ends in advice to switch the safety check off
-        forbidden = re.search(r'GLOBAL ([\w.]+)', str(error))
-        reason = ('it is empty' if not file.stat().st_size else
-                  f'it asks for {forbidden[1]}' if forbidden else type(error).__name__)
-        raise ConversionError(f"{file} cannot be read as tensors; expected one of the authors' checkpoints, "
-                              f'whole and unchanged ({reason})') from error
-    wrapper = next((key for key in WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)
-                    and content[key]), None)
-    state = content[wrapper] if wrapper else content
-    if not isinstance(state, dict) or not state or not all(
-            isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
-        raise ConversionError(f'{file} holds no state dict; expected one, or a dict with one under '
-                              f'{", ".join(map(repr, WRAPPERS))}')
-    return Source({name.removeprefix('module.'): value for name, value in state.items()}, wrapper)
 
 
 def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -90,7 +48,7 @@ def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if unknown:
         ours = any(name.startswith('bbox_head.stages.') for name in unknown)
         raise ConversionError(f'{len(unknown)} of {len(state)} keys are not of DiffusionDet with a ResNet or Swin and '
-                              f"FPN in the authors' layout: {_some(unknown)}"
+                              f"FPN in the authors' layout: {list_names(unknown)}"
                               + ('. This is a checkpoint of this package: it needs no conversion' if ours else ''))
     converted = {convert_name(name): convert_value(name, value) for name, value in kept.items()}
     shapes = shapes_of(converted)
@@ -98,26 +56,6 @@ def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if problems:
         raise ConversionError(f'the checkpoint {"; it ".join(problems)}')
     return converted
-
-
-def shapes_of(state: dict[str, Tensor]) -> dict[str, Size]:
-    """Shape of each tensor, without the counters of batch norm."""
-    return {name: value.shape for name, value in state.items() if not name.endswith('num_batches_tracked')}
-
-
-def differences(shapes: dict[str, Size], expected: dict[str, Size]) -> list[str]:
-    """What tensors differ in from the expected ones, one sentence without its subject for each kind."""
-    missing = [name for name in expected if name not in shapes]
-    extra = [name for name in shapes if name not in expected]
-    other = [f'{name} {tuple(shapes[name])} instead of {tuple(shape)}' for name, shape in expected.items()
-             if name in shapes and shapes[name] != shape]
-    found = {'lacks {} tensors: {}': missing, 'has {} tensors too many: {}': extra, 'differs in {} shapes: {}': other}
-    return [sentence.format(len(names), _some(names)) for sentence, names in found.items() if names]
-
-
-def _some(names: Iterable[str], limit: int = 8) -> str:
-    names = list(names)
-    return ', '.join(names[:limit]) + (f', ... ({len(names) - limit} more)' if len(names) > limit else '')
 
 
 def check(state: dict[str, Tensor], config: Path) -> None:
@@ -162,38 +100,6 @@ def make_meta(source: Path, sizes: ModelSizes) -> dict:
     if dataset is not None:
         meta['dataset_meta'] = dict(dataset.METAINFO)
     return meta
-
-
-def refuse_destination(destination: Path) -> None:
-    """Raise a ConversionError where the destination exists or its folder does not."""
-    if destination.exists():
-        raise ConversionError(f'{destination} exists already; delete it or choose another name')
-    if not destination.parent.is_dir():
-        raise ConversionError(f'{destination} cannot be written: {destination.parent} is not a folder')
-
-
-def write(state: dict[str, Tensor], meta: dict, destination: Path) -> None:
-    """Save beside the destination and move into place, so that nothing half-written stays behind.
-
-    Args:
-        state (dict[str, Tensor]): in this package's layout.
-        meta (dict): of :func:`make_meta`.
-        destination (Path): must not exist.
-
-    Raises:
-        ConversionError: if the destination exists or cannot be written.
-    """
-    refuse_destination(destination)
-    temporary = destination.with_name(f'.{destination.name}.{os.getpid()}.tmp')  # with the user's own permissions
-    try:
-        with temporary.open('xb') as file:
-            torch.save({'meta': meta, 'state_dict': state}, file)
-        temporary.replace(destination)
-    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-        reason = getattr(error, 'strerror', None) or error
-        raise ConversionError(f'{destination} cannot be written: {reason}') from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def report(destination: Path, source: Source, converted: dict[str, Tensor], meta: dict) -> str:
