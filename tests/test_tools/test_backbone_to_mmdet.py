@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models import ResNet, SwinTransformer
+from mmengine.config import ConfigDict
 
 from mmdet_diffusion.testing import REPOSITORY, load_tool
 
@@ -46,6 +47,11 @@ def write_pickle(state, file):
     file.write_bytes(pickle.dumps(dict(model=arrays, __author__='third_party', matching_heuristics=True)))
 
 
+def pretrained(file, **options):
+    """As it comes out of a config file."""
+    return ConfigDict(type='Pretrained', checkpoint=str(file), **options)
+
+
 def assert_loaded(backbone, expected):
     backbone.init_weights()
     state = backbone.state_dict()
@@ -62,7 +68,7 @@ def test_a_resnet_loads_the_file_of_torchvision_as_it_is(full_converter, tmp_pat
     assert {'conv1.weight', 'bn1.running_var', 'layer1.0.downsample.1.bias', 'layer4.2.bn3.weight'} < set(weights)
     torch.save(dict(weights, **{'fc.weight': torch.zeros(1000, 256), 'fc.bias': torch.zeros(1000)}),
                tmp_path / 'resnet50.pth')
-    backbone = ResNet(**RESNET, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'resnet50.pth')))
+    backbone = ResNet(**RESNET, init_cfg=pretrained(tmp_path / 'resnet50.pth'))
     assert_loaded(backbone, weights)
 
 
@@ -74,7 +80,7 @@ def test_a_swin_loads_the_file_of_microsoft_as_it_is(full_converter, tmp_path):
              'layers.0.blocks.1.attn_mask': torch.zeros(64, 49, 49)}
     torch.save(dict(model=dict(state, **extra)), tmp_path / 'swin.pth')
     backbone = SwinTransformer(**SWIN, convert_weights=True,
-                               init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'swin.pth')))
+                               init_cfg=pretrained(tmp_path / 'swin.pth'))
     assert_loaded(backbone, {name: value for name, value in weights.items() if not re.match(r'norm\d', name)})
 
 
@@ -97,7 +103,7 @@ def test_a_resnet_of_a_pickle_loads_as_the_command_says(tool, full_converter, mo
     code, printed = convert_file(tool, monkeypatch, capsys, tmp_path / 'R-50.pkl', destination)
     assert code == 0
     assert f"backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='{destination}', prefix='backbone.'))" in printed
-    backbone = ResNet(**RESNET, init_cfg=dict(type='Pretrained', checkpoint=str(destination), prefix='backbone.'))
+    backbone = ResNet(**RESNET, init_cfg=pretrained(destination, prefix='backbone.'))
     assert_loaded(backbone, ours(full_converter, 'mini_r50'))
 
 
@@ -112,7 +118,7 @@ def test_a_swin_of_a_pickle_loads_as_the_command_says(tool, full_converter, monk
     code, printed = convert_file(tool, monkeypatch, capsys, tmp_path / 'swin.pkl', destination)
     assert code == 0
     assert f"convert_weights=False, init_cfg=dict(type='Pretrained', checkpoint='{destination}')" in printed
-    backbone = SwinTransformer(**SWIN, init_cfg=dict(type='Pretrained', checkpoint=str(destination)))
+    backbone = SwinTransformer(**SWIN, init_cfg=pretrained(destination))
     assert_loaded(backbone, keep(ours(full_converter, 'mini_swin')))
 
 
