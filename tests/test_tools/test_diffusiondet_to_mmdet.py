@@ -200,6 +200,17 @@ def test_a_checkpoint_that_does_not_fit_the_config_is_not_written(tool, monkeypa
     assert not (tmp_path / 'out.pth').exists()
 
 
+def test_the_config_may_be_given_by_its_name(tool, monkeypatch, capsys, tmp_path):
+    code = run(tool, monkeypatch, CHECKPOINT, tmp_path / 'out.pth', '--check', CONFIGS['coco.res50'])
+    assert code == 1
+    assert f'does not fit {CONFIGS["coco.res50"]}: it lacks ' in capsys.readouterr().err
+
+
+def test_a_name_that_no_config_has_is_named_with_those_that_are_near(tool, monkeypatch, capsys, tmp_path):
+    code = run(tool, monkeypatch, CHECKPOINT, tmp_path / 'out.pth', '--check', CONFIGS['coco.res50'][:-1])
+    assert code == 1 and CONFIGS['coco.res50'] in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(('text', 'message'), [(None, 'cannot be read as a config'), ('a = 1', 'has no model')])
 def test_a_config_that_is_none_is_named(tool, monkeypatch, capsys, tmp_path, text, message):
     if text:

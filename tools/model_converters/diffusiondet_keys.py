@@ -107,7 +107,7 @@ def _fpn_name(name: str) -> str | None:
 
 
 def _resnet_name(name: str) -> str | None:
-    value = r'(weight|bias|running_mean|running_var)'
+    value = r'(weight|bias|running_mean|running_var|num_batches_tracked)'
     match = re.fullmatch(rf'backbone\.bottom_up\.stem\.conv1\.(norm\.)?{value}', name)
     if match:
         return f'backbone.{"bn1" if match[1] else "conv1"}.{match[2]}'

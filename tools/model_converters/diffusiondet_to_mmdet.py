@@ -3,7 +3,7 @@
 Examples:
     python tools/model_converters/diffusiondet_to_mmdet.py diffdet_coco_res50.pth diffusiondet_r50_coco.pth
     python tools/model_converters/diffusiondet_to_mmdet.py diffdet_lvis_swinbase.pth diffusiondet_swin-b_lvis.pth \
-      --check configs/diffusiondet/diffusiondet_swin-b-p4-w7-in22k_fpn_8xb2-270k_lvis-v1.py
+      --check diffusiondet_swin-b-p4-w7-in22k_fpn_8xb2-270k_lvis-v1
 """
 
 import argparse
@@ -27,6 +27,8 @@ from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from torch import Tensor
+
+from mmdet_diffusion import config_path
 
 DATASETS = {80: CocoDataset, 1203: LVISV1Dataset}
 
@@ -58,18 +60,18 @@ def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def check(state: dict[str, Tensor], config: Path) -> None:
+def check(state: dict[str, Tensor], config: str) -> None:
     """Load the weights strictly into the model of a config.
 
     Args:
         state (dict[str, Tensor]): in this package's layout.
-        config (Path): of a detector.
+        config (str): path of a detector's config, or the name of one of this package's.
 
     Raises:
         ConversionError: if the config cannot be read or the weights do not fit its model; lists what does not.
     """
     try:
-        cfg = Config.fromfile(config)
+        cfg = Config.fromfile(config if Path(config).suffix else config_path(config))
     except Exception as error:
         raise ConversionError(f'{config} cannot be read as a config: {error}') from error
     if 'model' not in cfg:
@@ -123,7 +125,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', type=Path, help="the authors' checkpoint")
     parser.add_argument('destination', type=Path, help='the file to write')
-    parser.add_argument('--check', type=Path, metavar='CONFIG', help='write only if the weights fit its model exactly')
+    parser.add_argument('--check', metavar='CONFIG',
+                        help='path or name of a config: write only if the weights fit its model exactly')
     args = parser.parse_args()
     try:
         refuse_destination(args.destination)

@@ -1,9 +1,10 @@
-"""tools/dataset_converters/crowdhuman_to_coco.py, and the zero-shot test of a COCO model on what it writes."""
+"""CrowdHuman on a made set: the converter, a COCO model tested on it (zero-shot), and training on it."""
 
 import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -23,12 +24,15 @@ script = importlib.import_module('crowdhuman_to_coco')
 sys.path.pop(0)
 
 ZERO_SHOT = 'diffusiondet_r50_fpn_8xb2-450k_coco_test-crowdhuman.py'
+TRAINING = 'diffusiondet_r50_fpn_8xb2-50k_crowdhuman.py'
 SIZES = {'283082,3a29c000': (120, 80), '283991,b18d8000': (64, 96), 'nobody': (50, 40)}
-WHOLE = [0, 0, 1, 1]
 
 
 def person(vbox, tag='person', **extra):
-    return dict(tag=tag, vbox=vbox, fbox=WHOLE, hbox=WHOLE, extra=dict(box_id=0, **extra), head_attr={})
+    """An annotation whose full box is taller than what is visible."""
+    x, y, width, height = vbox
+    return dict(tag=tag, vbox=vbox, fbox=[x, y, width, 2 * height], hbox=[x, y, width, 1], head_attr={},
+                extra=dict(box_id=0, **extra))
 
 
 RECORDS = [
@@ -165,22 +169,56 @@ model = dict(
 """
 
 
-def test_a_coco_model_is_tested_on_crowdhuman_with_more_steps_and_boxes(crowdhuman):
-    """The command of docs/model_zoo.md on a reduced model with random weights."""
-    convert(crowdhuman)
-    config, checkpoint = crowdhuman / 'reduced.py', crowdhuman / 'model.pth'
-    config.write_text(REDUCED.format(config=REPOSITORY / 'configs' / 'diffusiondet' / ZERO_SHOT))
-    torch.save(dict(state_dict={}), checkpoint)
-    options = [
-        f'test_dataloader.dataset.data_root={crowdhuman}/', 'test_dataloader.num_workers=0',
-        'test_dataloader.persistent_workers=False', 'test_dataloader.dataset.pipeline.1.scale=(128,96)',
-        f'test_evaluator.ann_file={crowdhuman}/annotations/val_visible.json',
-        'model.test_cfg.sampling_timesteps=2', 'model.test_cfg.num_proposals=600'
-    ]
+def run(tool, folder, config, *args):
+    """Run a tool from the repository's root on a config with a reduced model; gives what it printed."""
+    reduced = folder / 'reduced.py'
+    reduced.write_text(REDUCED.format(config=REPOSITORY / 'configs' / 'diffusiondet' / config))
     done = subprocess.run(
-        [sys.executable, 'tools/test.py', str(config), str(checkpoint), '--work-dir', str(crowdhuman / 'work'),
-         '--cfg-options', *options], cwd=REPOSITORY, capture_output=True, text=True, check=False,
-        env=dict(os.environ, OMP_NUM_THREADS='1'))
+        [sys.executable, f'tools/{tool}.py', str(reduced), *args], cwd=REPOSITORY, capture_output=True, text=True,
+        check=False, env=dict(os.environ, OMP_NUM_THREADS='1'))
     assert done.returncode == 0, done.stderr[-3000:]
-    ap50 = float(re.search(r'coco/bbox_mAP_50: ([\d.]+)', done.stdout + done.stderr).group(1))
+    return done.stdout + done.stderr
+
+
+def loader_options(loader, folder):
+    return [f'{loader}.dataset.data_root={folder}/', f'{loader}.num_workers=0', f'{loader}.persistent_workers=False']
+
+
+def test_a_coco_model_is_tested_on_crowdhuman_with_more_steps_and_boxes(crowdhuman):
+    """The command of docs/model_zoo.md with random weights."""
+    convert(crowdhuman)
+    torch.save(dict(state_dict={}), crowdhuman / 'model.pth')
+    printed = run('test', crowdhuman, ZERO_SHOT, str(crowdhuman / 'model.pth'), '--work-dir', str(crowdhuman / 'work'),
+                  '--cfg-options', *loader_options('test_dataloader', crowdhuman),
+                  'test_dataloader.dataset.pipeline.1.scale=(128,96)',
+                  f'test_evaluator.ann_file={crowdhuman}/annotations/val_visible.json',
+                  'model.test_cfg.sampling_timesteps=2', 'model.test_cfg.num_proposals=600')
+    ap50 = float(re.search(r'coco/bbox_mAP_50: ([\d.]+)', printed).group(1))
     assert 0 <= ap50 < 0.5
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def test_training_on_crowdhuman_logs_losses_and_scores_full_bodies(crowdhuman):
+    write_odgt(crowdhuman, RECORDS[:2])  # CrowdHumanMetric takes no image without people, and CrowdHuman has none
+    shutil.copy(crowdhuman / 'annotation_val.odgt', crowdhuman / 'annotation_train.odgt')
+    printed = run('train', crowdhuman, TRAINING, '--work-dir', str(crowdhuman / 'work'), '--cfg-options',
+                  *loader_options('train_dataloader', crowdhuman), *loader_options('val_dataloader', crowdhuman),
+                  'val_dataloader.dataset.pipeline.1.scale=(128,96)',
+                  f'val_evaluator.ann_file={crowdhuman}/annotation_val.odgt', 'val_evaluator.num_ji_process=1',
+                  'model.bbox_head.num_proposals=20', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
+                  'default_hooks.logger.interval=1')
+    assert len(re.findall(r'Iter\(train\) \[\d/2\].* loss_iou: [\d.]+', printed)) == 2
+    scores = re.search(r'crowd_human/mAP: ([\d.]+)\s+crowd_human/mMR: ([\d.]+)\s+crowd_human/JI: ([\d.]+)', printed)
+    assert all(0 <= float(score) <= 1 for score in scores.groups())
+
+
+def test_full_bodies_are_trained_on_and_ignored_ones_are_not(crowdhuman):
+    register_all_modules(init_default_scope=True)
+    cfg = load_config(TRAINING).test_dataloader.dataset
+    dataset = DATASETS.build(dict(cfg, data_root=str(crowdhuman)))
+    instances = dataset.get_data_info(0)['instances']
+    assert [(one['bbox'], one['ignore_flag']) for one in instances] == [
+        ([10, 5, 40, 125], 0), ([50, 10, 70, 90], 0), ([80, 10, 110, 110], 1), ([0, 60, 40, 100], 1),
+        ([5, 5, 5, 25], 0)]
