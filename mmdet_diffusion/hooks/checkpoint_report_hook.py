@@ -26,6 +26,7 @@ class CheckpointReportHook(Hook):
             ValueError: if no tensor of the checkpoint fits.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = getattr(model, 'module', model)  # a test-time augmentation model wraps the detector once more
         wanted = {name: value.shape for name, value in model.state_dict().items()}
         given = {name.removeprefix('module.'): getattr(value, 'shape', None)
                  for name, value in checkpoint.get('state_dict', checkpoint).items()}

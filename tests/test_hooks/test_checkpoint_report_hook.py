@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.model import MMDistributedDataParallel
+from mmengine.model import BaseTTAModel, MMDistributedDataParallel
 from torch import nn
 
 from mmdet_diffusion.hooks import CheckpointReportHook
@@ -33,10 +33,12 @@ def test_names_of_distributed_training_fit(caplog):
     assert report({f'module.{name}': value for name, value in fitting().items()}, caplog) == []
 
 
-def test_a_model_in_a_wrapper_fits(caplog, monkeypatch):
-    monkeypatch.setattr(MMDistributedDataParallel, '__init__',
+@pytest.mark.parametrize('wrapper', [MMDistributedDataParallel, BaseTTAModel])
+def test_a_model_in_a_wrapper_fits(caplog, monkeypatch, wrapper):
+    monkeypatch.setattr(wrapper, '__init__',
                         lambda self, module: nn.Module.__init__(self) or self.add_module('module', module))
-    assert report(fitting(), caplog, MMDistributedDataParallel) == []
+    monkeypatch.setattr(wrapper, '__abstractmethods__', frozenset(), raising=False)
+    assert report(fitting(), caplog, wrapper) == []
 
 
 def test_every_tensor_that_does_not_fit_is_named_with_the_reason(caplog):
