@@ -63,6 +63,19 @@ def small_model_cfg(*, num_classes: int = 3, num_proposals: int = 10, num_stages
     return model
 
 
+def shrink_to_recorded_r50(model: ConfigDict) -> None:
+    """Give the model of an R50 config the sizes of the recorded one (``tests/data/golden/mini_r50``), but its classes.
+
+    Args:
+        model (ConfigDict): is changed.
+    """
+    model.backbone.update(base_channels=8, stem_channels=8)
+    model.neck.update(in_channels=[32, 64, 128, 256], out_channels=32)
+    model.bbox_head.update(num_proposals=10, num_stages=3, feat_channels=32)
+    model.bbox_head.stage.update(num_attn_heads=4, feedforward_channels=64, dynamic_dim=8)
+    model.bbox_head.roi_extractor.update(out_channels=32)
+
+
 def build_detector(model_cfg: ConfigDict, seed: int = 0) -> nn.Module:
     """Build and initialise a detector with given weights."""
     register_all_modules(init_default_scope=True)

@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 
-from mmdet_diffusion.testing import REPOSITORY, load_config, load_tool
+from mmdet_diffusion.testing import REPOSITORY, load_config, load_tool, shrink_to_recorded_r50
 
 CONFIG = 'diffusiondet_r50_fpn_finetune_1xb4-5k_custom.py'
 CHECKPOINT = REPOSITORY / 'tests' / 'data' / 'golden' / 'mini_r50' / 'checkpoint.pth'
@@ -40,11 +40,7 @@ def fine_tuning_cfg(folder):
     """The config with the small model's sizes, images of 64 pixels and the converted small checkpoint."""
     cfg = load_config(CONFIG)
     cfg.load_from, cfg.work_dir = str(folder / 'converted.pth'), str(folder / 'work')
-    cfg.model.backbone.update(base_channels=8, stem_channels=8)
-    cfg.model.neck.update(in_channels=[32, 64, 128, 256], out_channels=32)
-    cfg.model.bbox_head.update(num_proposals=20, num_stages=NUM_STAGES, feat_channels=32)
-    cfg.model.bbox_head.stage.update(num_attn_heads=4, feedforward_channels=64, dynamic_dim=8)
-    cfg.model.bbox_head.roi_extractor.update(out_channels=32)
+    shrink_to_recorded_r50(cfg.model)
     resize = dict(type='Resize', scale=(64, 64), keep_ratio=True)
     cfg.train_dataloader.dataset.pipeline[3], cfg.val_dataloader.dataset.pipeline[1] = resize, resize
     for loader in (cfg.train_dataloader, cfg.val_dataloader):

@@ -16,7 +16,7 @@ from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from torch import nn
 
-from mmdet_diffusion.testing import REPOSITORY, load_config, load_tool
+from mmdet_diffusion.testing import REPOSITORY, load_config, load_tool, shrink_to_recorded_r50
 
 SCRIPT = REPOSITORY / 'tools' / 'model_converters' / 'diffusiondet_to_mmdet.py'
 GOLDEN = REPOSITORY / 'tests' / 'data' / 'golden'
@@ -124,11 +124,8 @@ def with_classes(state, num_classes):
 def small_config(num_classes):
     """A config whose model the small checkpoint fits, without its data set's file."""
     cfg = load_config('diffusiondet_r50_fpn_8xb2-450k_coco.py')
-    cfg.model.backbone.update(base_channels=8, stem_channels=8)
-    cfg.model.neck.update(in_channels=[32, 64, 128, 256], out_channels=32)
-    cfg.model.bbox_head.update(num_classes=num_classes, num_proposals=4, num_stages=3, feat_channels=32)
-    cfg.model.bbox_head.stage.update(num_attn_heads=4, feedforward_channels=64, dynamic_dim=8)
-    cfg.model.bbox_head.roi_extractor.update(out_channels=32)
+    shrink_to_recorded_r50(cfg.model)
+    cfg.model.bbox_head.num_classes = num_classes
     return cfg
 
 
