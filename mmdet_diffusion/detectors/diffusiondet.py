@@ -41,6 +41,20 @@ class DiffusionDet(SingleStageDetector):
                                  f'({self.bbox_head.num_classes}) must be equal; leave out the first')
             self.auxiliary_head = MODELS.build(dict(auxiliary_head, num_classes=num_classes))
 
+    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
+        """Levels of the neck.
+
+        Args:
+            batch_inputs (Tensor): images, shape (B, 3, H, W).
+
+        Returns:
+            tuple[Tensor, ...]: shape (B, F, H_l, W_l) each.
+        """
+        if batch_inputs.device.type == 'cpu' and not torch.is_grad_enabled():
+            # Convolutions keep this layout: on the CPU their faster one, and that of the RoI extractor's table.
+            batch_inputs = batch_inputs.contiguous(memory_format=torch.channels_last)
+        return super().extract_feat(batch_inputs)
+
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
         """Losses of a training batch.
 

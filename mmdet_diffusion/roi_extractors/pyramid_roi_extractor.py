@@ -78,9 +78,9 @@ class PyramidRoIExtractor(BaseModule):
         Raises:
             ValueError: if there are fewer levels than strides, or their channels are not ``out_channels``.
         """
-        pyramid = flatten_pyramid(_used_levels(feats, self.num_inputs, self.out_channels))
-        return lambda bboxes: roi_align_rows(pyramid, bboxes, self.map_roi_levels(bboxes), self.featmap_strides,
-                                             self.output_size, self.sampling_ratio)
+        pyramid = flatten_pyramid(_used_levels(feats, self.num_inputs, self.out_channels), self.featmap_strides)
+        return lambda bboxes: roi_align_rows(pyramid, bboxes, self.map_roi_levels(bboxes), self.output_size,
+                                             self.sampling_ratio)
 
 
 def _used_levels(feats: tuple[Tensor, ...], num_inputs: int, out_channels: int) -> tuple[Tensor, ...]:

@@ -34,7 +34,7 @@ def make_features(num_levels, num_images=2, channels=3, dtype=torch.float64, see
 
 def ours(features, bboxes, levels, output_size=7):
     """Features of shape (B * N, C, P, P)."""
-    rows = roi_align_rows(flatten_pyramid(features), bboxes, levels, STRIDES[:len(features)], output_size, 2)
+    rows = roi_align_rows(flatten_pyramid(features, STRIDES[:len(features)]), bboxes, levels, output_size, 2)
     return rows.transpose(1, 2).unflatten(-1, (output_size, output_size))
 
 
@@ -183,7 +183,7 @@ def test_half_precision_features_are_widened(dtype):
 def test_no_boxes_give_no_features_and_zero_gradients():
     features = make_features(4)
     bboxes, levels = torch.zeros(2, 0, 4), torch.zeros(2, 0).long()
-    result = roi_align_rows(flatten_pyramid(features), bboxes, levels, STRIDES[:4], 7, 2)
+    result = roi_align_rows(flatten_pyramid(features, STRIDES[:4]), bboxes, levels, 7, 2)
     assert result.shape == (0, 49, 3)
     assert all((gradient == 0).all() for gradient in torch.autograd.grad(result.sum(), features))
 

@@ -1,0 +1,25 @@
+# The demo's config: learns drawn shapes from scratch in some minutes on two CPU cores.
+_base_ = [
+    '../_base_/models/diffusiondet_r18_fpn_small.py', '../_base_/datasets/shapes_detection.py',
+    '../_base_/default_runtime.py', '../_base_/schedules/schedule_from_scratch.py'
+]
+
+channels = 64
+model = dict(
+    neck=dict(out_channels=channels),
+    bbox_head=dict(
+        num_classes=6,
+        feat_channels=channels,
+        stage=dict(feedforward_channels=4 * channels, dynamic_dim=16),
+        roi_extractor=dict(out_channels=channels)),
+    auxiliary_head=dict(in_channels=channels, feat_channels=channels))
+
+max_iters = 3000
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=max_iters, T_max=max_iters - 100, eta_min=0),
+]
+optim_wrapper = dict(
+    optimizer=dict(lr=1.2e-3, weight_decay=0.05), paramwise_cfg=dict(custom_keys=dict(bbox_head=dict(lr_mult=1 / 3))))
+default_hooks = dict(checkpoint=dict(interval=1000, max_keep_ckpts=1))
