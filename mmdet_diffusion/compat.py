@@ -3,9 +3,12 @@
 import functools
 import importlib
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
 from mmengine.logging import HistoryBuffer
@@ -77,6 +80,33 @@ def allow_processes_without_a_gpu() -> None:
             stock_init(backend, init_backend, **kwargs)
 
     dist_utils._init_dist_pytorch = init
+
+
+def let_configs_inherit_from_this_package(config_folder: Callable[[], Path]) -> None:
+    """Let a config name one of ours as its base: ``_base_ = 'mmdet_diffusion::diffusiondet/NAME.py'``.
+
+    mmengine reads bases from its own list of packages. To be on it would not do: it asks ``pkg_resources`` where a
+    package lies (gone with setuptools 82, wrong for editable installs), and gives the base a scope of the package's
+    name, in which nothing is registered, since our parts are in mmdet's. A config is parsed before its
+    ``custom_imports``, so this takes effect only where this package has been imported already, as our own tools do.
+    Can go when mmengine finds packages by their entry points.
+
+    Args:
+        config_folder (Callable[[], Path]): gives the folder that the name's path starts from.
+    """
+    stock_path = Config._get_cfg_path
+    prefix = 'mmdet_diffusion::'
+
+    @functools.wraps(stock_path)
+    def path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        if not cfg_path.startswith(prefix):
+            return stock_path(cfg_path, filename)
+        found = config_folder() / cfg_path.removeprefix(prefix)
+        if not found.is_file():
+            raise FileNotFoundError(f'{filename} has the base {cfg_path!r}, but there is no {found}')
+        return str(found), None
+
+    Config._get_cfg_path = staticmethod(path)
 
 
 def check_operators() -> None:

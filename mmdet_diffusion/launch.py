@@ -1,23 +1,48 @@
 """Runs MMDetection's own command-line tools with this package imported first."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import mmdet
+
+from .config_zoo import config_path
 
 
 def run_mmdet_tool(name: str) -> None:
     """Run a script of MMDetection's ``tools`` folder as the main program, with this program's arguments.
 
+    The config may be given by its bare name, such as ``diffusiondet_r50_fpn_8xb2-450k_coco``.
+
     Args:
         name (str): path in that folder, such as ``train.py``.
 
     Raises:
-        SystemExit: if the installed mmdet does not carry its tools.
+        SystemExit: if the installed mmdet does not carry its tools, or no config has the name.
     """
     package = Path(mmdet.__file__).resolve().parent
     candidates = [package / '.mim' / 'tools' / name, package.parent / 'tools' / name]
     script = next((path for path in candidates if path.is_file()), None)
     if script is None:
         raise SystemExit(f'mmdet in {package} carries no tools/{name}; install it with `pip install mmdet==3.3.0`')
+    sys.argv[1:] = with_config_path(sys.argv[1:])
     runpy.run_path(str(script), run_name='__main__')
+
+
+def with_config_path(args: list[str]) -> list[str]:
+    """Replace a bare config name, the first argument (launchers may put ``--local-rank=0`` before it), by its path.
+
+    Raises:
+        SystemExit: if it looks like a name, and no config has it.
+    """
+    index = next((index for index, arg in enumerate(args) if not (arg.startswith('--') and '=' in arg)), len(args))
+    if index == len(args) or args[index].startswith('-') or not _is_bare_name(args[index]):
+        return args
+    try:
+        return [*args[:index], config_path(args[index]), *args[index + 1:]]
+    except ValueError as error:
+        raise SystemExit(f'{error}; a path needs its .py') from error
+
+
+def _is_bare_name(arg: str) -> bool:
+    return Path(arg).suffix not in ('.py', '.json', '.yml', '.yaml') and len(Path(arg).parts) == 1

@@ -1,8 +1,10 @@
 """What the tests share: small models, recordings of the authors' model, replayed draws."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import torch
 from mmdet.registry import MODELS
@@ -18,11 +20,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def load_tool(path: str) -> ModuleType:
-    """Import a script of ``tools/`` by its path in there."""
+    """Import a script of ``tools/`` by its path in there; it finds its neighbours as when it is run."""
     file = REPOSITORY / 'tools' / path
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with mock.patch.object(sys, 'path', [str(file.parent), *sys.path]):
+        spec.loader.exec_module(module)
     return module
 
 
@@ -58,6 +61,19 @@ def small_model_cfg(*, num_classes: int = 3, num_proposals: int = 10, num_stages
     merged.merge_from_dict(dict(bbox_head=head))
     model.bbox_head = merged.bbox_head
     return model
+
+
+def shrink_to_recorded_r50(model: ConfigDict) -> None:
+    """Give the model of an R50 config the sizes of the recorded one (``tests/data/golden/mini_r50``), but its classes.
+
+    Args:
+        model (ConfigDict): is changed.
+    """
+    model.backbone.update(base_channels=8, stem_channels=8)
+    model.neck.update(in_channels=[32, 64, 128, 256], out_channels=32)
+    model.bbox_head.update(num_proposals=10, num_stages=3, feat_channels=32)
+    model.bbox_head.stage.update(num_attn_heads=4, feedforward_channels=64, dynamic_dim=8)
+    model.bbox_head.roi_extractor.update(out_channels=32)
 
 
 def build_detector(model_cfg: ConfigDict, seed: int = 0) -> nn.Module:

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -22,15 +23,13 @@ from mmdet_diffusion.testing import (
     small_model_cfg,
 )
 
-GOLDEN = REPOSITORY / 'tests' / 'data' / 'golden' / 'mini_r50'
-META = json.loads((GOLDEN / 'meta.json').read_text())
-NUM_PROPOSALS, NUM_CLASSES, NUM_STAGES = META['num_proposals'], META['num_classes'], META['num_stages']
+FOLDER = REPOSITORY / 'tests' / 'data' / 'golden'
 STEPS = (1, 2, 4, 8)
 
 
 @functools.cache
-def recording(name):
-    return torch.load(GOLDEN / f'{name}.pt', weights_only=True)
+def load(file):
+    return torch.load(file, weights_only=True)
 
 
 @functools.cache
@@ -38,34 +37,63 @@ def converter():
     return load_tool('model_converters/diffusiondet_to_mmdet.py')
 
 
+class Golden:
+    """Recordings of one model: called with a file's name, it gives what that holds."""
+
+    def __init__(self, name):
+        self.name, self.meta = name, json.loads((FOLDER / name / 'meta.json').read_text())
+        self.num_proposals, self.num_classes = self.meta['num_proposals'], self.meta['num_classes']
+        self.num_stages, self.timesteps = self.meta['num_stages'], self.meta['timesteps']
+
+    def __call__(self, name):
+        return load(FOLDER / self.name / f'{name}.pt')
+
+    def backbone_cfg(self):
+        if self.meta['swin']:
+            return dict(self.meta['swin'], type='SwinTransformer', drop_path_rate=0.0)  # as it was recorded
+        width = self.meta['resnet']['base_channels']
+        return dict(type='ResNet', depth=50, base_channels=width, stem_channels=width, style='pytorch',
+                    frozen_stages=1, norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True)
+
+    def image_whwh(self):
+        height, width = self('inference')['image'].shape[-2:]
+        return torch.tensor([[width, height, width, height]], dtype=torch.float32)
+
+
+@pytest.fixture(scope='module', params=['mini_r50', 'mini_swin'])
+def golden(request):
+    return Golden(request.param)
+
+
 @pytest.fixture(scope='module')
-def model():
-    cfg = small_model_cfg(num_classes=NUM_CLASSES, num_proposals=NUM_PROPOSALS, num_stages=NUM_STAGES,
-                          feat_channels=META['hidden_dim'])
-    width = META['resnet']['base_channels']
-    cfg.backbone.update(depth=50, base_channels=width, stem_channels=width)
-    cfg.neck.in_channels = [META['resnet']['res2_out'] * factor for factor in (1, 2, 4, 8)]
-    cfg.bbox_head.stage.update(num_attn_heads=META['nheads'], feedforward_channels=META['dim_feedforward'],
-                               dynamic_dim=META['dim_dynamic'])
+def model(golden):
+    meta = golden.meta
+    cfg = small_model_cfg(num_classes=golden.num_classes, num_proposals=golden.num_proposals,
+                          num_stages=golden.num_stages, feat_channels=meta['hidden_dim'])
+    cfg.backbone = golden.backbone_cfg()
+    finest = meta['swin']['embed_dims'] if meta['swin'] else meta['resnet']['res2_out']
+    cfg.neck.in_channels = [finest * factor for factor in (1, 2, 4, 8)]
+    cfg.bbox_head.stage.update(num_attn_heads=meta['nheads'], feedforward_channels=meta['dim_feedforward'],
+                               dynamic_dim=meta['dim_dynamic'])
     cfg.test_cfg = dict(cfg.test_cfg, max_per_img=10_000, ensemble='all_but_last')
     detector = build_detector(cfg)
-    state = converter().convert(converter().read_state_dict(GOLDEN / 'checkpoint.pth'))
-    detector.load_state_dict(state, strict=True)
+    source = converter().read_source(FOLDER / golden.name / 'checkpoint.pth')
+    detector.load_state_dict(converter().convert(source.state), strict=True)
     return detector.eval()
 
 
 # Noise schedule and head ----------------------------------------------------------------------------------------------
 
 
-def test_alpha_bar_equals_the_recorded_one():
-    recorded = recording('schedule')['alphas_cumprod']
-    torch.testing.assert_close(cosine_alpha_bar(META['timesteps']), recorded, rtol=1e-6, atol=0)
+def test_alpha_bar_equals_the_recorded_one(golden):
+    recorded = golden('schedule')['alphas_cumprod']
+    torch.testing.assert_close(cosine_alpha_bar(golden.timesteps), recorded, rtol=1e-6, atol=0)
 
 
 @pytest.fixture(scope='module')
-def head_outputs(model):
+def head_outputs(golden, model):
     """Ours in float32, the recording, and what both approximate: ours in float64."""
-    inputs = recording('head_forward')
+    inputs = golden('head_forward')
     exact_head = copy.deepcopy(model.bbox_head).double()
     with torch.no_grad():
         ours = model.bbox_head(inputs['features'], inputs['boxes'], inputs['t'])
@@ -85,61 +113,63 @@ def test_first_stage_equals_the_recorded_one(head_outputs):
     assert logits.max() < 2e-4 and pixels.max() < 5e-3
 
 
-@pytest.mark.parametrize('stage', range(1, NUM_STAGES))
-def test_later_stages_equal_the_recorded_ones_where_those_are_exact(head_outputs, stage):
+# Share of the queries whose recording agrees with float64. Of the 60 of mini_swin 6 are thin enough to fall out.
+WELL_POSED = dict(mini_r50=0.95, mini_swin=0.9)
+
+
+def test_later_stages_equal_the_recorded_ones_where_those_are_exact(golden, head_outputs):
     """A thin, long box far from its object amplifies rounding: there the recording is off its own float64 value."""
     ours, recorded, exact = head_outputs
-    logits, pixels = deviation(ours, recorded, stage)
-    logit_error, pixel_error = deviation(recorded, exact, stage)
-    well_posed = (logit_error < 1e-3) & (pixel_error < 0.05)
-    assert well_posed.float().mean() >= 0.95
-    assert logits[well_posed].max() < 2e-3 and pixels[well_posed].max() < 0.1
-    differences = (ours.cls_scores[stage] - recorded.cls_scores[stage]).abs().flatten()
-    assert differences.quantile(0.95) < 5e-4
+    for stage in range(1, golden.num_stages):
+        logits, pixels = deviation(ours, recorded, stage)
+        logit_error, pixel_error = deviation(recorded, exact, stage)
+        well_posed = (logit_error < 1e-3) & (pixel_error < 0.05)
+        assert well_posed.float().mean() >= WELL_POSED[golden.name]
+        assert logits[well_posed].max() < 2e-3 and pixels[well_posed].max() < 0.1
+        differences = (ours.cls_scores[stage] - recorded.cls_scores[stage]).abs().flatten()
+        assert differences.quantile(0.95) < 5e-4
 
 
-@pytest.mark.parametrize('stage', range(NUM_STAGES))
-def test_ours_is_as_near_to_the_exact_values_as_the_recording(head_outputs, stage):
+def test_ours_is_as_near_to_the_exact_values_as_the_recording(golden, head_outputs):
     ours, recorded, exact = head_outputs
-    for mine, theirs in zip(deviation(ours, exact, stage), deviation(recorded, exact, stage), strict=True):
-        assert mine.max() < 2 * theirs.max()
-        assert mine.quantile(0.95) < 2 * theirs.quantile(0.95)
+    for stage in range(golden.num_stages):
+        for mine, theirs in zip(deviation(ours, exact, stage), deviation(recorded, exact, stage), strict=True):
+            assert mine.max() < 2 * theirs.max()
+            assert mine.quantile(0.95) < 2 * theirs.quantile(0.95)
 
 
-def test_head_recording_has_boxes_on_every_level(model):
-    levels = model.bbox_head.roi_extractor.map_roi_levels(recording('head_forward')['boxes'])
+def test_head_recording_has_boxes_on_every_level(golden, model):
+    levels = model.bbox_head.roi_extractor.map_roi_levels(golden('head_forward')['boxes'])
     assert set(levels.flatten().tolist()) == {0, 1, 2, 3}
 
 
 # Training -------------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def training_samples():
-    recorded = recording('train_focal')
+def training_samples(golden):
+    recorded = golden('train_focal')
     return [
         data_sample(boxes, labels, tuple(image.shape[-2:])) for boxes, labels, image in zip(
-            recorded['gt_bboxes'], recorded['gt_labels'], training_images(), strict=True)
+            recorded['gt_bboxes'], recorded['gt_labels'], training_images(golden), strict=True)
     ]
 
 
-@functools.cache
-def training_images():
-    images = recording('train_images')
+def training_images(golden):
+    images = golden('train_images')
     return images['images'] if isinstance(images, dict) else images
 
 
-def recorded_draws():
+def recorded_draws(golden):
     """The recorded draws in our form: padding rows stand where the padding boxes will."""
-    recorded = recording('train_focal')
+    recorded = golden('train_focal')
     rows, names = iter(recorded['draws']), iter(recorded['draw_names'])
     timesteps, noises, paddings = [], [], []
     for labels in recorded['gt_labels']:
         timesteps.append(next(rows))
         noises.append(next(rows))
         assert (next(names), next(names)) == ('randint', 'randn')
-        padding = torch.zeros(NUM_PROPOSALS, 4)
-        if len(labels) < NUM_PROPOSALS:
+        padding = torch.zeros(golden.num_proposals, 4)
+        if len(labels) < golden.num_proposals:
             padding[max(1, len(labels)):] = next(rows)
             assert next(names) == 'randn'
         paddings.append(padding)
@@ -147,21 +177,22 @@ def recorded_draws():
     return TrainingDraws(torch.cat(timesteps), torch.stack(noises), torch.stack(paddings), order)
 
 
-def test_training_boxes_equal_the_recorded_ones(model):
-    recorded = recording('train_focal')
-    objects = pad_objects(training_samples(), NUM_CLASSES)
-    draws = recorded_draws()
+def test_training_boxes_equal_the_recorded_ones(golden, model):
+    recorded = golden('train_focal')
+    objects = pad_objects(training_samples(golden), golden.num_classes)
+    draws = recorded_draws(golden)
     boxes = model.bbox_head.box_sampler.noisy_boxes(objects, draws)
     # Which objects an overfull image keeps is not recorded.
-    comparable = [image for image, labels in enumerate(recorded['gt_labels']) if len(labels) <= NUM_PROPOSALS]
+    comparable = [image for image, labels in enumerate(recorded['gt_labels']) if len(labels) <= golden.num_proposals]
     assert len(comparable) == 4
     assert torch.equal(draws.timesteps, recorded['t'])
     torch.testing.assert_close(boxes[comparable], recorded['noisy_boxes'][comparable].float(), rtol=0, atol=1e-3)
 
 
-def recorded_matching(recorded):
+def recorded_matching(golden):
     """Object of each query or -1, shape (S, B, N)."""
-    index = torch.full((NUM_STAGES, len(recorded['gt_labels']), NUM_PROPOSALS), -1)
+    recorded = golden('train_focal')
+    index = torch.full((golden.num_stages, len(recorded['gt_labels']), golden.num_proposals), -1)
     for stage, images in recorded['matched'].items():
         for image, (query_mask, gt_index) in enumerate(images):
             index[stage, image, query_mask] = gt_index
@@ -175,96 +206,130 @@ def our_name(recorded_name):
     return f'{prefix}loss_{dict(ce="cls", bbox="bbox", giou="iou")[kind]}'
 
 
-def test_losses_of_the_recorded_outputs_equal_the_recorded_losses(model):
-    recorded = recording('train_focal')
+def test_losses_of_the_recorded_outputs_equal_the_recorded_losses(golden, model):
+    recorded = golden('train_focal')
     outputs = StageOutputs(recorded['logits'], recorded['pred_boxes'])
-    objects = pad_objects(training_samples(), NUM_CLASSES)
-    losses = model.bbox_head.criterion.losses(outputs, objects, recorded_matching(recorded))
+    objects = pad_objects(training_samples(golden), golden.num_classes)
+    losses = model.bbox_head.criterion.losses(outputs, objects, recorded_matching(golden))
     assert {our_name(name) for name in recorded['losses']} == set(losses)
     for name, value in recorded['losses'].items():
         torch.testing.assert_close(losses[our_name(name)], value, rtol=1e-4, atol=0)
 
 
-def parameter_gradients(model, dtype, rounding=0.0):
+def add_rounding(module, size, generator):
+    """Put random errors of a relative size into the output of every matrix product."""
+
+    def perturb(layer, inputs, output):
+        return output * (1 + size * torch.randn(output.shape, generator=generator, dtype=output.dtype))
+
+    for layer in module.modules():
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+            layer.register_forward_hook(perturb)
+
+
+def parameter_gradients(golden, model, dtype, rounding=0.0):
     """Gradients of our parameters from the recorded images, boxes and matching.
 
     Args:
+        golden: the recordings.
         model: the detector.
         dtype: to compute in.
-        rounding: relative size of random errors put into the output of every convolution of the backbone.
+        rounding: relative size of errors in the backbone, as of :func:`add_rounding`.
     """
-    recorded, generator = recording('train_focal'), torch.Generator().manual_seed(0)
+    recorded = golden('train_focal')
     detector = copy.deepcopy(model).train().to(dtype)
-
-    def perturb(module, inputs, output):
-        return output * (1 + rounding * torch.randn(output.shape, generator=generator, dtype=dtype))
-
-    for module in detector.backbone.modules():
-        if rounding and isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(perturb)
-    images = [image.flip(0) for image in training_images()]
-    data = detector.data_preprocessor(dict(inputs=images, data_samples=copy.deepcopy(training_samples())), True)
+    if rounding:
+        add_rounding(detector.backbone, rounding, torch.Generator().manual_seed(0))
+    images = [image.flip(0) for image in training_images(golden)]
+    data = detector.data_preprocessor(dict(inputs=images, data_samples=training_samples(golden)), True)
     features = detector.extract_feat(data['inputs'].to(dtype))
     outputs = detector.bbox_head(features, recorded['noisy_boxes'].to(dtype), recorded['t'])
-    objects = pad_objects(data['data_samples'], NUM_CLASSES)
-    losses = detector.bbox_head.criterion.losses(outputs, objects, recorded_matching(recorded))
+    objects = pad_objects(data['data_samples'], golden.num_classes)
+    losses = detector.bbox_head.criterion.losses(outputs, objects, recorded_matching(golden))
     sum(losses.values()).backward()
     return {name: parameter.grad for name, parameter in detector.named_parameters() if parameter.requires_grad}
 
 
 @pytest.fixture(scope='module')
-def gradients(model):
-    return parameter_gradients(model, torch.float32)
+def gradients(golden, model):
+    return parameter_gradients(golden, model, torch.float32)
 
 
 @pytest.fixture(scope='module')
-def exact_gradients(model):
-    return parameter_gradients(model, torch.float64)
+def exact_gradients(golden, model):
+    return parameter_gradients(golden, model, torch.float64)
 
 
 def relative_difference(gradient, other):
     return ((gradient - other).norm() / other.norm().clamp(min=1e-12)).item()
 
 
-def test_trained_parameters_are_those_of_the_recording(gradients):
-    assert {converter().convert_name(name) for name in recording('train_focal')['grad_norms']} == set(gradients)
+def test_trained_parameters_are_those_of_the_recording(golden, gradients):
+    assert {converter().convert_name(name) for name in golden('train_focal')['grad_norms']} == set(gradients)
 
 
-def test_gradients_of_neck_and_head_equal_the_recorded_ones(gradients):
-    recorded = recording('train_focal')
-    for name, norm in recorded['grad_norms'].items():
-        ours = gradients[converter().convert_name(name)]
-        if not name.startswith('backbone.bottom_up.'):
-            assert abs(ours.norm() - norm) <= 1e-3 * norm + 1e-6, name
-            if name in recorded['grads']:
-                assert (ours - recorded['grads'][name]).norm() <= 1e-3 * norm + 1e-6, name
+# Rounding takes values across the kink of a ReLU (in a backbone of 8 channels) and grows on thin boxes (in mini_swin
+# from the first stage to the second): the last test shows that a tolerance of 1e-3 cannot be asked there.
+class GradientTolerances(NamedTuple):
+    neck_and_head: float
+    backbone: float
+    to_exact: float  # of our float32 to our float64
+    rounding: float  # the relative rounding that moves the exact gradients by more than these
 
 
-# Of a backbone of 8 channels the gradient jumps where rounding takes a value across the kink of a ReLU, and the
-# recording lies on the other side of one: the next two tests show that 1e-3 cannot be asked there.
-BACKBONE_TOLERANCE = 5e-3
+GRADIENTS = dict(
+    mini_r50=GradientTolerances(neck_and_head=1e-3, backbone=5e-3, to_exact=1e-3, rounding=5e-6),
+    mini_swin=GradientTolerances(neck_and_head=1e-2, backbone=3e-2, to_exact=1e-2, rounding=1e-6))
 
 
-def test_gradients_of_the_backbone_equal_the_recorded_ones(gradients):
-    recorded = recording('train_focal')
-    names = [name for name in recorded['grad_norms'] if name.startswith('backbone.bottom_up.')]
-    assert len(names) > 30
-    for name in names:
-        ours, norm = gradients[converter().convert_name(name)], recorded['grad_norms'][name]
-        assert abs(ours.norm() - norm) <= BACKBONE_TOLERANCE * norm, name
-        if name in recorded['grads']:
-            assert (ours - recorded['grads'][name]).norm() <= BACKBONE_TOLERANCE * norm, name
+def recorded_norms(golden, backbone):
+    """Names of theirs and recorded norms of the parameters inside or outside the backbone."""
+    norms = golden('train_focal')['grad_norms'].items()
+    return {name: norm for name, norm in norms if name.startswith('backbone.bottom_up.') == backbone}
 
 
-def test_our_gradients_equal_the_exact_ones(gradients, exact_gradients):
+def recorded_gradients(golden):
+    """By our names and in our layout."""
+    gradients = golden('train_focal')['grads'].items()
+    return {converter().convert_name(name): converter().convert_value(name, value) for name, value in gradients}
+
+
+@pytest.mark.parametrize('part', ['neck_and_head', 'backbone'])
+def test_gradients_equal_the_recorded_ones(golden, gradients, part):
+    recorded, tolerance = recorded_gradients(golden), getattr(GRADIENTS[golden.name], part)
+    norms = recorded_norms(golden, part == 'backbone')
+    assert len(norms) > 30
+    for theirs, norm in norms.items():
+        name = converter().convert_name(theirs)
+        assert abs(gradients[name].norm() - norm) <= tolerance * norm + 1e-6, name
+        if name in recorded:
+            assert (gradients[name] - recorded[name]).norm() <= tolerance * norm + 1e-6, name
+
+
+def test_most_gradients_of_neck_and_head_equal_the_recorded_ones_to_a_ten_thousandth(golden, gradients):
+    differences = [relative_difference(gradients[name], recorded)
+                   for name, recorded in recorded_gradients(golden).items() if not name.startswith('backbone.')]
+    assert len(differences) > 30
+    assert sorted(differences)[len(differences) // 2] < 1e-4
+
+
+def test_our_gradients_equal_the_exact_ones(golden, gradients, exact_gradients):
+    tolerance = GRADIENTS[golden.name].to_exact
     for name, gradient in gradients.items():
-        assert (gradient - exact_gradients[name]).norm() <= 1e-3 * exact_gradients[name].norm() + 1e-6, name
+        exact = exact_gradients[name]
+        assert (gradient - exact).norm() <= tolerance * exact.norm() + 1e-6, name
 
 
-def test_rounding_of_single_precision_moves_the_exact_gradients_by_as_much_as_the_recording(model, exact_gradients):
-    moved = parameter_gradients(model, torch.float64, rounding=5e-6)
-    names = [name for name in moved if name.startswith('backbone.')]
-    assert max(relative_difference(moved[name], exact_gradients[name]) for name in names) > BACKBONE_TOLERANCE
+def test_rounding_of_single_precision_moves_the_exact_gradients_by_more_than_the_tolerance(
+        golden, model, exact_gradients):
+    tolerances = GRADIENTS[golden.name]
+    moved = parameter_gradients(golden, model, torch.float64, tolerances.rounding)
+    differences = {name: relative_difference(moved[name], exact_gradients[name]) for name in moved
+                   if exact_gradients[name].norm() > 1e-6}
+    for part, tolerance in dict(backbone=tolerances.backbone, neck=tolerances.neck_and_head).items():
+        if tolerance > 1e-3:
+            assert max(value for name, value in differences.items()
+                       if name.startswith('backbone.') == (part == 'backbone')) > tolerance
 
 
 # Matching -------------------------------------------------------------------------------------------------------------
@@ -275,12 +340,12 @@ def match(case):
     return DynamicKAssigner().match(case['logits'][None, None], case['boxes'][None, None], objects)[0, 0]
 
 
-def matcher_cases(lost):
-    return [case for case in recording('matcher') if (case['lost_gt'] > 0) == lost]
+def matcher_cases(golden, lost):
+    return [case for case in golden('matcher') if (case['lost_gt'] > 0) == lost]
 
 
-def test_matching_equals_the_recorded_one_wherever_that_lost_no_object():
-    cases = matcher_cases(lost=False)
+def test_matching_equals_the_recorded_one_wherever_that_lost_no_object(golden):
+    cases = matcher_cases(golden, lost=False)
     assert len(cases) > 10 and any(case['repaired'] for case in cases)
     for case in cases:
         index = match(case)
@@ -288,17 +353,17 @@ def test_matching_equals_the_recorded_one_wherever_that_lost_no_object():
         assert torch.equal(index[index >= 0], case['gt_index'])
 
 
-def test_matching_loses_no_object_where_the_recorded_one_did():
-    cases = matcher_cases(lost=True)
-    assert len(cases) > 10
+def test_matching_loses_no_object_where_the_recorded_one_did(golden):
+    cases = matcher_cases(golden, lost=True)
+    assert len(cases) >= 10
     for case in cases:
         assert len(case['boxes']) >= len(case['gt_labels'])
         index = match(case)
         assert len(index[index >= 0].unique()) == len(case['gt_labels'])
 
 
-def test_assigner_interface_gives_the_same_matching():
-    for case in recording('matcher')[:5]:
+def test_assigner_interface_gives_the_same_matching(golden):
+    for case in golden('matcher')[:5]:
         result = DynamicKAssigner().assign(
             InstanceData(scores=case['logits'], bboxes=case['boxes']),
             InstanceData(labels=case['gt_labels'], bboxes=case['gt_bboxes']), dict(img_shape=case['image_size']))
@@ -308,8 +373,8 @@ def test_assigner_interface_gives_the_same_matching():
 # Sampling -------------------------------------------------------------------------------------------------------------
 
 
-def inference_sample():
-    recorded = recording('inference')
+def inference_sample(golden):
+    recorded = golden('inference')
     height, width = recorded['image'].shape[-2:]
     out_height, out_width = recorded['ori_shape']
     sample = data_sample(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), (height, width))
@@ -318,9 +383,9 @@ def inference_sample():
 
 
 @pytest.fixture(scope='module')
-def features(model):
-    image = recording('inference')['image'].flip(0)  # the preprocessor takes BGR
-    data = model.data_preprocessor(dict(inputs=[image], data_samples=[inference_sample()]))
+def features(golden, model):
+    image = golden('inference')['image'].flip(0)  # the preprocessor takes BGR
+    data = model.data_preprocessor(dict(inputs=[image], data_samples=[inference_sample(golden)]))
     with torch.no_grad():
         return model.extract_feat(data['inputs'])
 
@@ -333,8 +398,11 @@ class Tape:
     """
 
     def __init__(self, recorded, dtype=torch.float32):
-        draws, order = iter([draw.to(dtype) for draw in recorded['draws']]), torch.arange(NUM_PROPOSALS)
-        self.orders, calls = [order], [next(draws)]
+        draws = iter([draw.to(dtype) for draw in recorded['draws']])
+        calls = [next(draws)]
+        self.num_proposals = calls[0].shape[1]
+        order = torch.arange(self.num_proposals)
+        self.orders = [order]
         for logits in recorded['step_logits'][:-1]:
             kept = logits[-1, 0].sigmoid().amax(-1) > 0.5
             parts = order[kept], order[~kept]
@@ -344,27 +412,24 @@ class Tape:
         assert next(draws, None) is None
         self.calls = iter(calls)
 
-    @staticmethod
-    def _placed(slots, draws):
-        if not len(slots):
-            return torch.zeros(1, NUM_PROPOSALS, 4)
+    def _placed(self, slots, draws):
         draw = next(draws)
-        return torch.zeros(1, NUM_PROPOSALS, 4, dtype=draw.dtype).index_copy(1, slots, draw)
+        return torch.zeros(1, self.num_proposals, 4, dtype=draw.dtype).index_copy(1, slots, draw)
 
     def __call__(self, num_boxes):
-        assert num_boxes == NUM_PROPOSALS
+        assert num_boxes == self.num_proposals
         return next(self.calls)
 
 
-def test_time_steps_equal_the_recorded_ones():
+def test_time_steps_equal_the_recorded_ones(golden):
     for steps in STEPS:
-        recorded = recording('inference')[steps]['step_t'].flatten().tolist()
-        assert [now for now, _ in sampling_time_pairs(META['timesteps'], steps)] == recorded
+        recorded = golden('inference')[steps]['step_t'].flatten().tolist()
+        assert [now for now, _ in sampling_time_pairs(golden.timesteps, steps)] == recorded
 
 
 @pytest.mark.parametrize('steps', STEPS)
-def test_each_step_fed_the_recorded_boxes_gives_the_recorded_outputs(model, features, steps):
-    recorded = recording('inference')[steps]
+def test_each_step_fed_the_recorded_boxes_gives_the_recorded_outputs(golden, model, features, steps):
+    recorded = golden('inference')[steps]
     for step in range(steps):
         with torch.no_grad():
             outputs = model.bbox_head(features, recorded['step_inputs'][step].float(), recorded['step_t'][step])
@@ -375,48 +440,51 @@ def test_each_step_fed_the_recorded_boxes_gives_the_recorded_outputs(model, feat
 
 
 @pytest.mark.parametrize('steps', STEPS)
-def test_each_denoising_step_gives_the_recorded_next_boxes(model, steps):
+def test_each_denoising_step_gives_the_recorded_next_boxes(golden, model, steps):
     """From the recorded outputs of a step to the recorded boxes of the next one: DDIM, renewal and decoding alone."""
-    recorded, sampler = recording('inference')[steps], model.bbox_head.box_sampler
-    tape, whwh = Tape(recorded), torch.tensor([[480.0, 320.0, 480.0, 320.0]])
-    x_t = tape(NUM_PROPOSALS)
-    for step, time_pair in enumerate(sampling_time_pairs(META['timesteps'], steps)):
+    recorded, sampler = golden('inference')[steps], model.bbox_head.box_sampler
+    tape, whwh = Tape(recorded), golden.image_whwh()
+    x_t = tape(golden.num_proposals)
+    for step, time_pair in enumerate(sampling_time_pairs(golden.timesteps, steps)):
         slots = tape.orders[step]
         boxes = sampler.decode(x_t, whwh)[:, slots]
         torch.testing.assert_close(boxes, recorded['step_inputs'][step].float(), rtol=0, atol=1e-2)
         if time_pair[1] < 0:
             break
-        outputs, scores = torch.empty_like(x_t), torch.empty(1, NUM_PROPOSALS)
+        outputs, scores = torch.empty_like(x_t), torch.empty(1, golden.num_proposals)
         outputs[:, slots] = recorded['step_boxes'][step][-1]
         scores[:, slots] = recorded['step_logits'][step][-1].sigmoid().amax(-1)
-        noise, fresh = tape(NUM_PROPOSALS), tape(NUM_PROPOSALS)
+        noise, fresh = tape(golden.num_proposals), tape(golden.num_proposals)
         x_t = sampler.denoise(x_t, outputs, whwh, time_pair, 1.0, noise)
         x_t = sampler.renew(x_t, scores, 0.5, fresh)
 
 
-def settings_of(head, steps):
-    return SamplingSettings.from_cfg(dict(head.test_cfg, sampling_timesteps=steps), NUM_PROPOSALS, META['timesteps'])
+def settings_of(golden, head, steps):
+    return SamplingSettings.from_cfg(dict(head.test_cfg, sampling_timesteps=steps), golden.num_proposals,
+                                     golden.timesteps)
 
 
-def finish(detections, settings):
+def finish(golden, detections, settings):
     merged = merge_steps(detections, settings.ensemble)
     image = Detections(*(values[0] for values in merged))
-    return finish_image(image, inference_sample().metainfo, settings, rescale=True).to_dict()
+    return finish_image(image, inference_sample(golden).metainfo, settings, rescale=True).to_dict()
 
 
-# At the seventh of 8 steps a recorded box has a RoIAlign sample within 0.001 cells of the line one cell outside the
-# map, beyond which samples count as 0: see the last test. From there on the loops part.
-COMPARABLE_STEPS = {1: 1, 2: 2, 4: 4, 8: 6}
+# From these steps on the loops part, whatever computes them; the last two tests show why. In mini_r50 a recorded box of
+# the seventh of 8 steps has a RoIAlign sample within 0.001 cells of the line one cell outside the map, beyond which
+# samples count as 0. In mini_swin every step multiplies rounding by 10 to 40.
+COMPARABLE_STEPS = dict(mini_r50={1: 1, 2: 2, 4: 4, 8: 6}, mini_swin={1: 1, 2: 1, 4: 2, 8: 2})
+MAX_LOGIT_DIFFERENCE, MAX_PIXEL_DIFFERENCE = 2e-3, 0.1
 
 
-def run_loop(head, features, steps, dtype):
+def run_loop(golden, head, features, steps, dtype):
     """The loop from the image on: nothing but the image, the weights and the draws comes from the recording."""
-    outputs, tape, refine = [], Tape(recording('inference')[steps], dtype), head._refine
+    outputs, tape, refine = [], Tape(golden('inference')[steps], dtype), head._refine
     head._refine = lambda *inputs: outputs.append(refine(*inputs)) or outputs[-1]
     try:
         with torch.no_grad():
-            whwh = torch.tensor([[480.0, 320.0, 480.0, 320.0]], dtype=dtype)
-            detections = head.sample(features, whwh, settings_of(head, steps), tape)
+            whwh = golden.image_whwh().to(dtype)
+            detections = head.sample(features, whwh, settings_of(golden, head, steps), tape)
     finally:
         del head._refine
     ordered = [
@@ -427,8 +495,8 @@ def run_loop(head, features, steps, dtype):
 
 
 @pytest.fixture(scope='module', params=STEPS)
-def closed_loop(request, model, features):
-    return request.param, *run_loop(model.bbox_head, features, request.param, torch.float32)
+def closed_loop(request, golden, model, features):
+    return request.param, *run_loop(golden, model.bbox_head, features, request.param, torch.float32)
 
 
 @pytest.fixture(scope='module')
@@ -437,47 +505,61 @@ def exact_model(model):
 
 
 @pytest.fixture(scope='module')
-def exact_features(exact_model):
-    image = recording('inference')['image'].flip(0)
-    data = exact_model.data_preprocessor(dict(inputs=[image], data_samples=[inference_sample()]))
+def exact_features(golden, exact_model):
+    image = golden('inference')['image'].flip(0)
+    data = exact_model.data_preprocessor(dict(inputs=[image], data_samples=[inference_sample(golden)]))
     with torch.no_grad():
         return exact_model.extract_feat(data['inputs'].double())
 
 
-def test_closed_loop_gives_the_recorded_outputs_at_every_step(closed_loop, exact_model, exact_features):
+def test_closed_loop_gives_the_recorded_outputs_at_every_step(golden, closed_loop, exact_model, exact_features):
     """To 2e-3 and 0.1 px beyond what the recording itself is off the same loop in float64, which is bounded too."""
     steps, outputs, _ = closed_loop
-    recorded = recording('inference')[steps]
-    exact, _ = run_loop(exact_model.bbox_head, exact_features, steps, torch.float64)
-    for step in range(COMPARABLE_STEPS[steps]):
+    recorded = golden('inference')[steps]
+    exact, _ = run_loop(golden, exact_model.bbox_head, exact_features, steps, torch.float64)
+    for step in range(COMPARABLE_STEPS[golden.name][steps]):
         theirs = recorded['step_logits'][step], recorded['step_boxes'][step]
         logits, pixels = deviation(outputs[step], theirs, -1)
         logit_error, pixel_error = deviation(theirs, exact[step], -1)
         assert logit_error.max() < 2e-3 and pixel_error.max() < 0.2
-        assert logits.max() < 2e-3 + logit_error.max() and pixels.max() < 0.1 + pixel_error.max()
+        assert logits.max() < MAX_LOGIT_DIFFERENCE + logit_error.max()
+        assert pixels.max() < MAX_PIXEL_DIFFERENCE + pixel_error.max()
 
 
-def test_image_in_gives_the_recorded_detections_out(model, closed_loop):
+def test_image_in_gives_the_recorded_detections_out(golden, model, closed_loop):
     steps, _, detections = closed_loop
-    recorded = recording('inference')[steps]
-    if COMPARABLE_STEPS[steps] == steps:
-        assert unmatched(finish(detections, settings_of(model.bbox_head, steps)), recorded) == []
+    recorded, settings = golden('inference')[steps], settings_of(golden, model.bbox_head, steps)
+    comparable = COMPARABLE_STEPS[golden.name][steps]
+    if comparable >= max(1, steps - 1):  # the recorded detections leave the last step out
+        assert unmatched(finish(golden, detections, settings), recorded) == []
         return
-    settings = settings_of(model.bbox_head, steps)._replace(ensemble='all')
-    comparable = range(COMPARABLE_STEPS[steps])
-    theirs = [best_pairs(recorded['step_logits'][step][-1], recorded['step_boxes'][step][-1]) for step in comparable]
-    ours = finish([detections[step] for step in comparable], settings)
-    assert unmatched(ours, finish(theirs, settings)) == []
+    settings = settings._replace(ensemble='all')
+    theirs = [best_pairs(recorded['step_logits'][step][-1], recorded['step_boxes'][step][-1])
+              for step in range(comparable)]
+    ours = finish(golden, detections[:comparable], settings)
+    assert unmatched(ours, finish(golden, theirs, settings)) == []
 
 
 @pytest.mark.parametrize('steps', STEPS)
-def test_recorded_outputs_give_the_recorded_detections(model, steps):
-    recorded = recording('inference')[steps]
+def test_image_in_gives_the_recorded_detections_out_when_each_step_starts_from_the_recorded_boxes(
+        golden, model, features, steps):
+    """All steps of all numbers of steps, in both models: with the test of each denoising step, the whole loop."""
+    recorded, detections = golden('inference')[steps], []
+    for boxes, t in zip(recorded['step_inputs'], recorded['step_t'], strict=True):
+        with torch.no_grad():
+            outputs = model.bbox_head(features, boxes.float(), t)
+        detections.append(best_pairs(outputs.cls_scores[-1], outputs.bboxes[-1]))
+    assert unmatched(finish(golden, detections, settings_of(golden, model.bbox_head, steps)), recorded) == []
+
+
+@pytest.mark.parametrize('steps', STEPS)
+def test_recorded_outputs_give_the_recorded_detections(golden, model, steps):
+    recorded = golden('inference')[steps]
     detections = [
         best_pairs(logits[-1], boxes[-1])
         for logits, boxes in zip(recorded['step_logits'], recorded['step_boxes'], strict=True)
     ]
-    assert unmatched(finish(detections, settings_of(model.bbox_head, steps)), recorded) == []
+    assert unmatched(finish(golden, detections, settings_of(golden, model.bbox_head, steps)), recorded) == []
 
 
 def unmatched(result, recorded):
@@ -494,12 +576,30 @@ def unmatched(result, recorded):
     return missing
 
 
-def test_a_hundredth_of_a_pixel_moves_a_recorded_box_by_many_pixels_in_exact_arithmetic(model, features):
+@pytest.mark.parametrize('golden', ['mini_r50'], indirect=True)
+def test_a_hundredth_of_a_pixel_moves_a_recorded_box_by_many_pixels_in_exact_arithmetic(golden, model, features):
     """Why the closed loop of 8 steps is compared up to the sixth: no rounding is fine enough for the seventh."""
-    recorded = recording('inference')[8]
+    recorded = golden('inference')[8]
     head, exact_features = copy.deepcopy(model.bbox_head).double(), [level.double() for level in features]
-    boxes = recorded['step_inputs'][COMPARABLE_STEPS[8]]
+    step = COMPARABLE_STEPS[golden.name][8]
+    boxes = recorded['step_inputs'][step]
     nudged = boxes + 0.015 * torch.tensor([1.0, 0.0, 1.0, 0.0])
     with torch.no_grad():
-        outputs, moved = (head(exact_features, x, recorded['step_t'][COMPARABLE_STEPS[8]]) for x in (boxes, nudged))
+        outputs, moved = (head(exact_features, x, recorded['step_t'][step]) for x in (boxes, nudged))
     assert (outputs.bboxes[0] - moved.bboxes[0]).abs().max() > 5
+
+
+@pytest.mark.parametrize('golden', ['mini_swin'], indirect=True)
+@pytest.mark.parametrize('steps', [2, 4, 8])
+def test_rounding_moves_the_exact_loop_beyond_the_tolerance_after_the_compared_steps(
+        golden, exact_model, exact_features, steps):
+    """Errors of 1e-6, as those of single precision, in every matrix product of the head."""
+    exact, _ = run_loop(golden, exact_model.bbox_head, exact_features, steps, torch.float64)
+    head, step = copy.deepcopy(exact_model.bbox_head), COMPARABLE_STEPS[golden.name][steps]
+    add_rounding(head, 1e-6, torch.Generator().manual_seed(0))
+    beyond = []
+    for _ in range(4):
+        moved, _ = run_loop(golden, head, exact_features, steps, torch.float64)
+        logits, pixels = deviation(moved[step], exact[step], -1)
+        beyond.append(logits.max() > MAX_LOGIT_DIFFERENCE or pixels.max() > MAX_PIXEL_DIFFERENCE)
+    assert any(beyond)

@@ -84,8 +84,8 @@ def test_resume_with_the_stock_script_goes_on_where_training_stopped(trained, op
 
 
 def test_testing_writes_results_and_pictures(checkpoint, options, tmp_path):
-    printed = run(OURS / 'test.py', CONFIG, checkpoint, '--work-dir', tmp_path, '--show-dir', 'shown', '--out',
-                  tmp_path / 'results.pkl', '--cfg-options', *options, 'model.test_cfg.sampling_timesteps=4')
+    printed = run(OURS / 'test.py', Path(CONFIG).stem, checkpoint, '--work-dir', tmp_path, '--show-dir', 'shown',
+                  '--out', tmp_path / 'results.pkl', '--cfg-options', *options, 'model.test_cfg.sampling_timesteps=4')
     assert re.search(r'Iter\(test\).*coco/bbox_mAP: [\d.]+', printed)
     assert (tmp_path / 'results.pkl').stat().st_size > 0
     assert len(list(tmp_path.rglob('*.png'))) >= 1

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,23 @@ def test_editable_install_links_to_the_clone_and_a_later_wheel_is_the_same(clone
     (tmp_path / 'wheel').mkdir()
     with zipfile.ZipFile(build(work, 'wheel', tmp_path / 'wheel')) as again:
         assert wheel_content(again) == wheel_content(wheel)
+
+
+def find_config(package):
+    """Path that a package at some place gives for a name, without importing all of it."""
+    return Path(runpy.run_path(str(package / 'config_zoo.py'))['config_path']('diffusiondet_r50_fpn_8xb2-450k_coco'))
+
+
+def test_a_config_is_found_by_name_in_a_wheel_a_clone_and_an_editable_install(clone, wheel, tmp_path):
+    wheel.extractall(tmp_path / 'site-packages')
+    installed = tmp_path / 'site-packages' / 'mmdet_diffusion'
+    assert find_config(installed).parent == installed / '.mim' / 'configs' / 'diffusiondet'
+    work = tmp_path / 'clone'
+    shutil.copytree(clone, work)
+    assert find_config(work / 'mmdet_diffusion').parent == work / 'configs' / 'diffusiondet'
+    (tmp_path / 'editable').mkdir()
+    build(work, 'editable', tmp_path / 'editable')
+    assert find_config(work / 'mmdet_diffusion').parent == work / 'configs' / 'diffusiondet'
 
 
 def test_module_that_is_gone_from_the_clone_is_gone_from_the_next_wheel(clone, tmp_path):

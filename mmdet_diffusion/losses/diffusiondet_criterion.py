@@ -10,14 +10,15 @@ from ..structures import PaddedObjects, StageOutputs
 
 @MODELS.register_module()
 class DiffusionDetCriterion(nn.Module):
-    """Matches every stage's outputs to the objects and sums focal, L1 and GIoU losses.
+    """Matches every stage's outputs to the objects and sums class, L1 and GIoU losses.
 
     Each stage's sums are divided by the number of its matched queries on this process, at least 1. Everything is
     computed in float32, under autocast too.
 
     Args:
         assigner (ConfigType): such as ``DynamicKAssigner``; needs ``match(cls_scores, bboxes, objects)``.
-        loss_cls (ConfigType): of the class logits against one-hot targets.
+        loss_cls (ConfigType): of the class logits against one-hot targets, both of shape (S, B * N, C); ``FocalLoss``,
+            ``CrossEntropyLoss`` with ``use_sigmoid=True``, or ``FederatedLoss`` around one of them.
         loss_bbox (ConfigType): of xyxy divided by the image size.
         loss_iou (ConfigType): of xyxy in pixels.
     """
@@ -74,8 +75,8 @@ class DiffusionDetCriterion(nn.Module):
         label = labels.expand(len(gt_index), -1, -1).gather(2, gt_index.clamp(min=0))
         label = torch.where(gt_index >= 0, label, num_classes)
         target = (label[..., None] == torch.arange(num_classes, device=label.device)).to(cls_scores)
-        loss = self.loss_cls(cls_scores.flatten(0, 2), target.flatten(0, 2), reduction_override='none')
-        return loss.view(len(gt_index), -1).sum(1)
+        loss = self.loss_cls(cls_scores.flatten(1, 2), target.flatten(1, 2), reduction_override='none')
+        return loss.flatten(1).sum(1)
 
     def _box_losses(self, bboxes: Tensor, objects: PaddedObjects, gt_index: Tensor,
                     weight: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,42 @@
+"""Where the configs of this package lie, in a clone as in an installed wheel."""
+
+import difflib
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def config_folder() -> Path:
+    """The folder ``configs``: in ``.mim`` of an installed package, else beside the package in a clone.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+    """
+    for folder in (PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs'):
+        if (folder / 'diffusiondet').is_dir():
+            return folder.resolve()
+    raise FileNotFoundError(f'this installation of mmdet_diffusion in {PACKAGE} has no configs; install it again with '
+                            '`pip install .` in a clone')
+
+
+def list_configs() -> list[str]:
+    """Names of all configs, sorted."""
+    return sorted(path.stem for path in (config_folder() / 'diffusiondet').glob('*.py'))
+
+
+def config_path(name: str) -> str:
+    """Path of a config, as ``Config.fromfile`` and ``DetInferencer`` take it.
+
+    Args:
+        name (str): one of :func:`list_configs`, such as ``diffusiondet_r50_fpn_8xb2-450k_coco``; ``.py`` may follow.
+
+    Raises:
+        ValueError: if there is no such config; names those that are spelt alike.
+    """
+    names = list_configs()
+    stem = name.removesuffix('.py')
+    if stem not in names:
+        near = difflib.get_close_matches(stem, names, n=3, cutoff=0.4)
+        raise ValueError(f'no config is called {name!r}; ' + (f'near it: {", ".join(near)}' if near else
+                                                              'mmdet_diffusion.list_configs() gives their names'))
+    return str(config_folder() / 'diffusiondet' / f'{stem}.py')
