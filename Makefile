@@ -1,6 +1,8 @@
 # make demo    train and test on shapes that it draws itself, with pictures    DEMO_ARGS=--quick for a short one
 # make test    all tests                                                       TEST_ARGS='-k matcher' for some
 # make lint    ruff
+# make test-onedl  all tests on the maintained forks (requirements/lock-onedl.txt), in an environment of their own,
+#              VENV_ONEDL=DIR, .venv-onedl unless given
 # make setup   only the environment; the others do it themselves, and it takes a second once all is in place
 # make clean   remove caches and what a build leaves; environments and training results stay
 #
@@ -22,12 +24,15 @@ ifneq ($(PYTHON),)
 endif
 VENV ?= .venv
 VENV := $(or $(VENV),.venv)
+VENV_ONEDL ?= .venv-onedl
+# Whose mmengine, mmcv and mmdet: openmmlab or onedl.
+STACK := openmmlab
 BIN = $(VENV)/bin
 
 # The tests' tensors are small: more threads than this only wait for each other.
 TEST_THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-onedl lint clean
 
 # Any Python can run the set-up's script, which says what is wrong with one that is too old; a fitting one is looked for first.
 setup:
@@ -37,13 +42,16 @@ setup:
 	if ! command -v "$$python" >/dev/null; then \
 	  echo "setup: there is no $$python. Cure: install Python 3.11, or name one: make $@ PYTHON=/path/to/python3.11" >&2; exit 1; \
 	fi; \
-	"$$python" $(SETUP) --venv '$(VENV)' --torch '$(TORCH)'
+	"$$python" $(SETUP) --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
 
 demo: setup
 	$(BIN)/python tools/demo.py $(DEMO_ARGS)
 
 test: setup
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(TEST_THREADS)} $(BIN)/python -m pytest tests -q $(TEST_ARGS)
+
+test-onedl:
+	$(MAKE) test VENV='$(VENV_ONEDL)' STACK=onedl
 
 lint: setup
 	$(BIN)/ruff check .

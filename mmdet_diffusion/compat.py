@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import importlib.metadata
 import warnings
 
 import numpy as np
@@ -86,9 +87,11 @@ def check_operators() -> None:
     except ModuleNotFoundError as error:
         if error.name != 'mmcv._ext':
             raise
+        forked = 'onedl-mmcv' in importlib.metadata.packages_distributions().get('mmcv', [])
         raise ImportError('this mmcv has no operators (mmcv-lite, or built in isolation from torch); install them '
-                          'with `pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps '
-                          'mmcv==2.1.0` where torch, setuptools<82, wheel and ninja are installed') from error
+                          'with `MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir --force-reinstall '
+                          f'--no-deps {"onedl-mmcv==2.3.6" if forked else "mmcv==2.1.0"}` where torch, '
+                          'setuptools<82, wheel and ninja are installed') from error
 
 
 def warn_of_untested_mmdet() -> None:
