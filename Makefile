@@ -1,8 +1,9 @@
 # make demo    train and test on shapes that it draws itself, with pictures    DEMO_ARGS=--quick for a short one
 # make test    all tests                                                       TEST_ARGS='-k matcher' for some
-# make lint    ruff
 # make test-onedl  all tests on the maintained forks (requirements/lock-onedl.txt), in an environment of their own,
 #              VENV_ONEDL=DIR, .venv-onedl unless given
+# make bench   how fast it is and how cost grows, into work_dirs/bench          BENCH_ARGS=--quick to see that it works
+# make lint    ruff
 # make setup   only the environment; the others do it themselves, and it takes a second once all is in place
 # make clean   remove caches and what a build leaves; environments and training results stay
 #
@@ -32,7 +33,11 @@ BIN = $(VENV)/bin
 # The tests' tensors are small: more threads than this only wait for each other.
 TEST_THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
-.PHONY: setup demo test test-onedl lint clean
+# A new name for each run: results of earlier ones stay.
+BENCH_CONFIG ?= configs/diffusiondet/diffusiondet_r50_fpn_8xb2-450k_coco.py
+BENCH_OUT ?= work_dirs/bench/$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: setup demo test test-onedl bench lint clean
 
 # Any Python can run the set-up's script, which says what is wrong with one that is too old; a fitting one is looked for first.
 setup:
@@ -52,6 +57,13 @@ test: setup
 
 test-onedl:
 	$(MAKE) test VENV='$(VENV_ONEDL)' STACK=onedl
+
+bench: BENCH_OUT := $(BENCH_OUT)
+bench: setup
+	mkdir -p '$(BENCH_OUT)'
+	$(BIN)/python tools/analysis_tools/benchmark_head.py $(BENCH_CONFIG) --out '$(BENCH_OUT)/head.json' $(BENCH_ARGS)
+	$(BIN)/python tools/analysis_tools/benchmark_growth.py $(BENCH_CONFIG) --out '$(BENCH_OUT)/growth.json' \
+	  --plot '$(BENCH_OUT)/growth.png' $(BENCH_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

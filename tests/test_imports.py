@@ -15,7 +15,8 @@ MAY_IMPORT = dict(
     diffusion=set(), ops=set(), structures=set(), version=set(), compat={'version'}, task_modules={'diffusion', 'ops'},
     layers=TASK, roi_extractors=TASK, losses=TASK, post_processing=TASK, heads=TASK | PARTS,
     detectors=TASK | PARTS | {'heads'}, hooks=TASK | PARTS | {'heads', 'detectors'}, testing={'structures'},
-    launch=set(), __init__={'detectors', 'heads', 'hooks', 'losses', 'roi_extractors', 'task_modules'})
+    launch=set(), operator_count=set(),
+    __init__={'detectors', 'heads', 'hooks', 'losses', 'roi_extractors', 'task_modules'})
 
 
 def imported_modules(file):

@@ -73,7 +73,7 @@ class DiffusionDetCriterion(nn.Module):
         num_classes = cls_scores.size(-1)
         label = labels.expand(len(gt_index), -1, -1).gather(2, gt_index.clamp(min=0))
         label = torch.where(gt_index >= 0, label, num_classes)
-        target = nn.functional.one_hot(label, num_classes + 1)[..., :num_classes].to(cls_scores)
+        target = (label[..., None] == torch.arange(num_classes, device=label.device)).to(cls_scores)
         loss = self.loss_cls(cls_scores.flatten(0, 2), target.flatten(0, 2), reduction_override='none')
         return loss.view(len(gt_index), -1).sum(1)
 

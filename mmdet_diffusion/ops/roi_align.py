@@ -6,6 +6,7 @@ weighted sum of 4 x 4 pixels. Bilinear weights are products of a vertical and a 
 ``embedding_bag`` over that table; the backward pass is another one, over the same pairs sorted by row.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -18,20 +19,25 @@ class FlatPyramid(NamedTuple):
 
     Attributes:
         table (Tensor): float32 or float64, shape (sum over levels of B * H_l * W_l, C).
-        shapes (tuple[tuple[int, int], ...]): (H_l, W_l) of each level.
-        num_images (int): B.
+        first_rows (Tensor): where each image of each level begins, int64, shape (L, B).
+        heights (Tensor): H_l, int64, shape (L,).
+        widths (Tensor): W_l, int64, shape (L,).
+        strides (Tensor): pixels per cell, float64, shape (L,).
     """
 
     table: Tensor
-    shapes: tuple[tuple[int, int], ...]
-    num_images: int
+    first_rows: Tensor
+    heights: Tensor
+    widths: Tensor
+    strides: Tensor
 
 
-def flatten_pyramid(features: tuple[Tensor, ...]) -> FlatPyramid:
+def flatten_pyramid(features: tuple[Tensor, ...], strides: tuple[float, ...]) -> FlatPyramid:
     """Lay a pyramid out as a table; made once per batch, for all stages and steps.
 
     Args:
         features (tuple[Tensor, ...]): levels of shape (B, C, H_l, W_l).
+        strides (tuple[float, ...]): pixels per cell of each level.
 
     Returns:
         FlatPyramid: see there.
@@ -39,10 +45,20 @@ def flatten_pyramid(features: tuple[Tensor, ...]) -> FlatPyramid:
     rows = [level.permute(0, 2, 3, 1).reshape(-1, level.size(1)) for level in features]
     table = torch.cat(rows)
     table = table.to(torch.promote_types(table.dtype, torch.float32))  # half precision is widened
-    return FlatPyramid(table, tuple(tuple(level.shape[-2:]) for level in features), len(features[0]))
+    device = table.device
+    heights, widths = (_filled([level.size(axis) for level in features], torch.int64, device) for axis in (2, 3))
+    areas = heights * widths
+    images = torch.arange(features[0].size(0), device=device)
+    first_rows = ((areas.cumsum(0) - areas) * images.numel())[:, None] + areas[:, None] * images
+    return FlatPyramid(table, first_rows, heights, widths, _filled(strides, torch.float64, device))
 
 
-def roi_align_rows(pyramid: FlatPyramid, bboxes: Tensor, levels: Tensor, strides: tuple[int, ...], output_size: int,
+def _filled(values: Iterable[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As ``torch.tensor``, but by fill operators: a GPU would have to wait for an upload."""
+    return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
+
+
+def roi_align_rows(pyramid: FlatPyramid, bboxes: Tensor, levels: Tensor, output_size: int,
                    sampling_ratio: int) -> Tensor:
     """Aligned RoIAlign of each box on its level; gradients reach the features, not the boxes.
 
@@ -50,38 +66,33 @@ def roi_align_rows(pyramid: FlatPyramid, bboxes: Tensor, levels: Tensor, strides
         pyramid (FlatPyramid): the features.
         bboxes (Tensor): absolute xyxy in pixels, any values (of no area, outside the image), shape (B, N, 4).
         levels (Tensor): the level of each box, int64, shape (B, N).
-        strides (tuple[int, ...]): pixels per cell of each level.
         output_size (int): bins a side, P.
         sampling_ratio (int): samples a side in a bin.
 
     Returns:
         Tensor: bins row by row, dtype of the table, shape (B * N, P * P, C).
     """
-    rows, weights = _rows_and_weights(pyramid, bboxes, levels, strides, output_size, sampling_ratio)
+    rows, weights = _rows_and_weights(pyramid, bboxes, levels, output_size, sampling_ratio)
     features = _WeightedRows.apply(pyramid.table, rows, weights)
     return features.view(bboxes.size(0) * bboxes.size(1), output_size * output_size, pyramid.table.size(1))
 
 
 @torch.no_grad()
-def _rows_and_weights(pyramid: FlatPyramid, bboxes: Tensor, levels: Tensor, strides: tuple[int, ...], output_size: int,
+def _rows_and_weights(pyramid: FlatPyramid, bboxes: Tensor, levels: Tensor, output_size: int,
                       sampling_ratio: int) -> tuple[Tensor, Tensor]:
     """Rows that each bin sums and their weights, both of shape (B * N * P * P, (2 * sampling_ratio)^2)."""
-    device = bboxes.device
-    shapes = torch.tensor(pyramid.shapes, device=device)
-    areas = shapes.prod(1)
-    first_row = pyramid.num_images * (areas.cumsum(0) - areas)
-    image = torch.arange(pyramid.num_images, device=device)[:, None]
-    start = first_row[levels] + image * areas[levels]
-    height, width = shapes[levels].unbind(-1)
+    start = pyramid.first_rows.gather(0, levels.mT).mT  # (B, N)
+    height, width = pyramid.heights[levels], pyramid.widths[levels]
 
     # float64: on a box of 1000 pixels float32 leaves a sample's place on a 4-pixel grid no more than 5 digits.
-    boxes = bboxes.double() / torch.tensor(strides, device=device, dtype=torch.float64)[levels][..., None] - 0.5
+    boxes = bboxes.double() / pyramid.strides[levels][..., None] - 0.5
     x_cell, x_weight = _axis_samples(boxes[..., 0], boxes[..., 2], width, output_size, sampling_ratio)
     y_cell, y_weight = _axis_samples(boxes[..., 1], boxes[..., 3], height, output_size, sampling_ratio)
     y_weight, x_weight = y_weight.to(pyramid.table.dtype), x_weight.to(pyramid.table.dtype)
     # (..., P, taps) each -> (..., P of y, P of x, taps of y, taps of x)
-    y_row = start[..., None, None] + y_cell * width[..., None, None]
-    rows = y_row[..., :, None, :, None] + x_cell[..., None, :, None, :]
+    # int32, since the backward pass sorts the rows, in half the time of int64.
+    y_row = (start[..., None, None] + y_cell * width[..., None, None]).int()
+    rows = y_row[..., :, None, :, None] + x_cell.int()[..., None, :, None, :]
     weights = y_weight[..., :, None, :, None] * x_weight[..., None, :, None, :]
     taps = (2 * sampling_ratio)**2
     return rows.reshape(-1, taps), weights.reshape(-1, taps)
@@ -132,9 +143,7 @@ class _WeightedRows(torch.autograd.Function):
         # the roles of rows and bins exchanged, so sort the pairs by row.
         rows, weights = ctx.saved_tensors
         row, order = rows.flatten().sort()
-        bins = order // rows.size(1)
-        ends = torch.bincount(row, minlength=ctx.num_rows).cumsum(0)
-        offsets = torch.cat([ends.new_zeros(1), ends[:-1]])
-        grad_table = F.embedding_bag(bins, grad_output.contiguous(), offsets, mode='sum',
-                                     per_sample_weights=weights.flatten()[order])
+        offsets = torch.searchsorted(row, torch.arange(ctx.num_rows, dtype=row.dtype, device=row.device))
+        grad_table = F.embedding_bag(order // rows.size(1), grad_output.contiguous(), offsets, mode='sum',
+                                     per_sample_weights=weights.flatten().index_select(0, order))
         return grad_table, None, None

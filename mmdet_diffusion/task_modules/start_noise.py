@@ -31,8 +31,9 @@ def image_noise(seed: int, img_metas: Sequence[dict], device: torch.device) -> D
         DrawNormal: see there.
     """
     generators = [torch.Generator().manual_seed(_image_seed(seed, meta)) for meta in img_metas]
-    return lambda num_boxes: torch.stack(
-        [torch.randn((num_boxes, 4), generator=generator) for generator in generators]).to(device)
+    # Not blocking: a GPU would have to finish all work before the copy.
+    return lambda num_boxes: torch.stack([torch.randn((num_boxes, 4), generator=generator)
+                                          for generator in generators]).to(device, non_blocking=True)
 
 
 def _image_seed(seed: int, img_meta: dict) -> int:

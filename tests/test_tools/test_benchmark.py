@@ -1,0 +1,202 @@
+"""The benchmarks at small sizes: what they measure, print and save. Their figures mean nothing here."""
+
+import io
+import json
+import sys
+from contextlib import redirect_stdout
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmdet_diffusion.testing import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / 'tools' / 'analysis_tools'))
+
+import benchmark_growth as growth  # noqa: E402
+import benchmark_head as benchmark  # noqa: E402
+import benchmark_models as models  # noqa: E402
+import benchmark_rows as rows  # noqa: E402
+import benchmark_timing as timing  # noqa: E402
+import matrix_products  # noqa: E402
+
+CONFIG = str(REPOSITORY / 'configs' / 'diffusiondet' / 'diffusiondet_r18_fpn_1xb4-3k_shapes.py')
+CPU = torch.device('cpu')
+IMAGE = (64, 96)
+
+
+@pytest.fixture(scope='module')
+def model():
+    return models.build_model(Config.fromfile(CONFIG), 20, stock=False).eval()
+
+
+@pytest.fixture(scope='module')
+def result(tmp_path_factory):
+    """What ``--quick`` prints and saves."""
+    file = tmp_path_factory.mktemp('bench') / 'head.json'
+    with redirect_stdout(io.StringIO()) as printed:
+        assert benchmark.main([CONFIG, '--quick', '--repetitions', '5', '--out', str(file)]) == 0
+    return printed.getvalue(), json.loads(file.read_text())
+
+
+# benchmark_head.py ----------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_every_row_with_its_verdict(result):
+    printed, saved = result
+    starts = ('RoI features of one stage', 'the same, of a later stage', 'the same, forward + backward',
+              'head, 1 step, 30 boxes', 'head, 2 steps, 30 boxes', 'head, 1 step, over its matrix products',
+              'training step', 'matching + losses', 'whole inference, image to detections, 1 step',
+              'whole inference, image to detections, 2 steps', 'peak memory of a training step')
+    lines = [line for line in printed.splitlines() if line.startswith(tuple(f'| {start}' for start in starts))]
+    assert len(lines) == len(starts) == len(saved['rows'])
+    assert all(row['what'].startswith(start) for row, start in zip(saved['rows'], starts, strict=True))
+    assert all(line.split('|')[-2].strip() in ('no', 'least', 'aim') for line in lines)
+
+
+def test_every_saved_measurement_is_positive_and_repeated(result):
+    for row in result[1]['rows']:
+        number = 1 if row['unit'] == 'MiB' else 5
+        assert len(row['ours']) == len(row['reference']) == number
+        assert min(*row['ours'], *row['reference'], row['ratio'], row['ours_median']) > 0, row['what']
+
+
+def test_the_surroundings_and_operators_are_saved(result):
+    _, saved = result
+    known = saved['environment']
+    assert known['torch'] == torch.__version__ and known['device'] == 'cpu' and int(known['threads']) >= 1
+    assert {'cpu', 'cores', 'mmcv', 'mmdet', 'commit', 'date'} <= set(known)
+    one, two, step = saved['operators']
+    assert 0 < one['operators'] < two['operators'] and step['operators'] > 0
+    assert one['reads'] == two['reads'] == 0
+
+
+def test_a_result_is_not_overwritten_unless_told(tmp_path, capsys):
+    file = tmp_path / 'there.json'
+    file.write_text('mine')
+    for tool in (benchmark, growth):
+        with pytest.raises(SystemExit):
+            tool.main([CONFIG, '--out', str(file)])
+        assert f'{file} exists; give another name, or --overwrite' in capsys.readouterr().err
+    assert file.read_text() == 'mine'
+    assert benchmark.parse_args([CONFIG, '--out', str(file), '--overwrite'])[1].out == file
+
+
+@pytest.mark.parametrize('option', ['--repetitions', '--steps', '--boxes', '--memory-runs'])
+def test_numbers_that_measure_nothing_are_refused(option, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main([CONFIG, option, '0'])
+    assert f'{option} must be at least' in capsys.readouterr().err
+
+
+def test_a_config_with_the_stock_extractor_is_refused():
+    config = Config.fromfile(CONFIG)
+    config.merge_from_dict({'model.bbox_head.roi_extractor.type': 'SingleRoIExtractor'})
+    with pytest.raises(ValueError, match='must be PyramidRoIExtractor, .* got SingleRoIExtractor'):
+        models.build_model(config, 20, stock=True)
+
+
+# What is compared -----------------------------------------------------------------------------------------------------
+
+
+def test_both_sides_compute_the_same_from_the_same_weights(model):
+    stock = models.build_model(Config.fromfile(CONFIG), 20, stock=True).eval()
+    assert type(stock.bbox_head.roi_extractor).__name__ == 'StockRoIExtractor'
+    features = models.pyramid(model.bbox_head, 1, IMAGE, CPU)
+    ours, theirs = (models.sampling(side.bbox_head, features, 20, 2, IMAGE)()[-1] for side in (model, stock))
+    torch.testing.assert_close(ours.scores.sort().values, theirs.scores.sort().values, atol=1e-4, rtol=0)
+
+
+def test_boxes_stay_nearly_where_they_are_through_the_stages(model):
+    boxes = models.object_boxes(20, IMAGE, torch.Generator().manual_seed(0))[None]
+    with torch.no_grad():
+        outputs = model.bbox_head(models.pyramid(model.bbox_head, 1, IMAGE, CPU), boxes, torch.tensor([500]))
+    moved = (outputs.bboxes[-1] - boxes).abs() / (boxes[..., 2:] - boxes[..., :2]).repeat(1, 1, 2)
+    assert moved.max() < 0.2
+
+
+def test_made_boxes_lie_in_the_image_and_on_every_level(model):
+    boxes = models.object_boxes(500, (800, 1216), torch.Generator().manual_seed(0))
+    assert boxes.min() >= 0 and boxes[:, 2].max() <= 1216 and boxes[:, 3].max() <= 800
+    levels = model.bbox_head.roi_extractor.map_roi_levels(boxes).bincount()
+    assert len(levels) == 4 and levels.min() >= 25
+
+
+def test_the_sides_are_timed_in_turn_and_as_often():
+    calls = []
+    samples = timing.interleave([lambda: calls.append('a'), lambda: calls.append('b')], 3, CPU)
+    assert ''.join(calls) == 'ab' + 'abbaab'
+    assert [len(sample.values) for sample in samples] == [3, 3]
+
+
+def test_a_ratio_is_the_median_over_pairs():
+    ours, reference = timing.Samples((1.0, 2.0, 50.0)), timing.Samples((3.0, 4.0, 100.0))
+    assert rows.Target(2, 3).ratio(ours, reference) == 2
+    assert rows.Target(2, 1, at_most=True).ratio(ours, reference) == 0.5
+
+
+@pytest.mark.parametrize(('ratio', 'verdict'), [(9.9, 'no'), (10, 'least'), (30, 'aim')])
+def test_a_ratio_meets_what_it_reaches(ratio, verdict):
+    assert rows.Target(10, 30).met(ratio) == verdict
+
+
+@pytest.mark.parametrize(('ratio', 'verdict'), [(1.01, 'no'), (1.0, 'least'), (0.99, 'aim')])
+def test_memory_has_to_be_lower_to_meet_the_aim(ratio, verdict):
+    assert rows.Target(1.0, 1.0, at_most=True).met(ratio) == verdict
+
+
+# Matrix products ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def recorded(model):
+    features = models.pyramid(model.bbox_head, 1, IMAGE, CPU)
+    return matrix_products.record_products(models.sampling(model.bbox_head, features, 20, 1, IMAGE))
+
+
+def test_the_recorded_products_are_all_of_the_head(model, recorded):
+    features = models.pyramid(model.bbox_head, 1, IMAGE, CPU)
+    boxes = models.object_boxes(20, IMAGE, torch.Generator().manual_seed(0))[None]
+    with FlopCounterMode(display=False) as head:  # with gradients: torch's fast path of attention counts as nothing
+        model.bbox_head(features, boxes, torch.tensor([999]))
+    with FlopCounterMode(display=False) as replayed, torch.no_grad():
+        recorded.replay()
+    assert head.get_total_flops() == replayed.get_total_flops() > 0
+
+
+def test_the_attention_of_every_stage_is_among_the_products(model, recorded):
+    attention = [product for product in recorded.products if product.name.startswith(matrix_products.ATTENTION)]
+    assert len(attention) == len(model.bbox_head.stages)
+
+
+def test_operands_keep_their_layout_and_results_their_memory():
+    left, right = torch.randn(3, 5).t(), torch.randn(1, 4).expand(3, 4)
+    recorded = matrix_products.record_products(lambda: left @ right)
+    product, = recorded.products
+    assert [(value.shape, value.stride()) for value in product.args] == [((5, 3), (1, 5)), ((3, 4), (0, 1))]
+    place = product.kwargs['out'].data_ptr()
+    recorded.replay()
+    assert product.kwargs['out'].data_ptr() == place
+    torch.testing.assert_close(product.kwargs['out'], product.args[0] @ product.args[1])
+
+
+# benchmark_growth.py --------------------------------------------------------------------------------------------------
+
+
+def test_growth_is_measured_fitted_plotted_and_saved(tmp_path, capsys):
+    out, picture = tmp_path / 'growth.json', tmp_path / 'growth.png'
+    assert growth.main([CONFIG, '--quick', '--repetitions', '1', '--out', str(out), '--plot', str(picture)]) == 0
+    saved = json.loads(out.read_text())['series']
+    assert [series['grows'] for series in saved] == ['boxes', 'steps', 'images', 'objects']
+    printed = capsys.readouterr().out
+    for series in saved:
+        assert min(series['medians']) > 0 and len(series['seconds']) == len(series['sizes'])
+        assert f'| {series["exponent"]:.2f} |' in printed
+    assert picture.read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_exponent_of_a_power_is_found():
+    sizes = (1, 3, 10, 100)
+    exponent, factor = growth.fit(sizes, [0.5 * size**1.7 for size in sizes])
+    assert exponent == pytest.approx(1.7) and factor == pytest.approx(-0.6931, abs=1e-4)

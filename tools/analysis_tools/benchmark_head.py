@@ -1,0 +1,135 @@
+"""How fast a config's model is: against the same model with mmdet's RoI extractor, and against its matrix products.
+
+Example:
+    python tools/analysis_tools/benchmark_head.py configs/diffusiondet/diffusiondet_r50_fpn_8xb2-450k_coco.py
+
+Prints a Markdown table with medians, ranges and targets, and how many operators run; `--out` saves it all as JSON. The
+two sides of a ratio are measured in turn; a ratio is the median over the turns. `--quick` takes small sizes, whose
+ratios mean little.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from benchmark_models import QUICK, Sizes
+from benchmark_operators import operator_counts
+from benchmark_rows import Bench, Row, all_rows
+from benchmark_timing import environment
+from mmengine.config import Config, DictAction
+
+MIN_REPETITIONS = 5
+NOTES = (
+    'Untrained weights; those of the deltas are scaled down to 1 %, so that boxes stay realistic through the stages.',
+    'Boxes of the RoI and head rows have sides from 16 pixels to those of the image, log-uniform, and so have those '
+    'that renewal draws. Whole inference starts from noise.',
+    'A training step is forward, backward and optimiser. Matching + losses are forward and backward to the outputs of '
+    'the head, held against a training step that is scaled up by the number of images.',
+    'Peak memory: what building the model and two training steps add to the peak of a process (on a CPU the resident '
+    'size, on a GPU that of tensors).',
+    'Reads and uploads are waits between host and GPU. Sampling was counted on the meta device; on a CPU the reads of '
+    'training include those of host tables, and its uploads are not seen.',
+)
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown table of the comparisons."""
+    lines = ['| what | ours | reference | ratio | wanted | aim | met |',
+             '| --- | --- | --- | ---: | ---: | ---: | --- |']
+    for row in rows:
+        target = row.target
+        least, aim = ('<= ', '< ') if target.at_most else ('>= ', '>= ')
+        lines.append(f'| {row.what} | {row.ours.text()} | {row.against}: {row.reference.text()} | '
+                     f'{target.text(row.ratio)} | {least}{target.text(target.least)} | '
+                     f'{aim}{target.text(target.aim)} | {target.met(row.ratio)} |')
+    return '\n'.join(lines)
+
+
+def operator_table(counts: list[dict]) -> str:
+    """Markdown table of operators and waits."""
+    lines = ['| what | operators | reads | uploads | where it waits |', '| --- | ---: | ---: | ---: | --- |']
+    for count in counts:
+        places = ', '.join(f'{times} x {place}' for place, times in count['places'].items()) or 'nowhere'
+        lines.append(f'| {count["what"]} | {count["operators"]} | {count["reads"]} | {count["uploads"]} | {places} |')
+    return '\n'.join(lines)
+
+
+def measure_all(bench: Bench) -> list[Row]:
+    """All comparisons; says on stderr how far it is, since they take minutes."""
+    rows, measures = [], all_rows(bench.sizes.steps)
+    for number, measure in enumerate(measures, 1):
+        rows.append(measure(bench))
+        print(f'{number}/{len(measures)} {rows[-1].what}', file=sys.stderr, flush=True)
+    return rows
+
+
+def as_record(row: Row) -> dict:
+    """A row for JSON."""
+    target = row.target
+    return dict(what=row.what, unit=row.ours.unit, ours=row.ours.values, ours_median=row.ours.median,
+                against=row.against, reference=row.reference.values, reference_median=row.reference.median,
+                ratio=row.ratio, at_most=target.at_most, least=target.least, aim=target.aim,
+                met=target.met(row.ratio))
+
+
+def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Command line, checked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config')
+    parser.add_argument('--device', type=torch.device, default='cuda:0' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--quick', action='store_true', help='small sizes, to see that it works')
+    parser.add_argument('--boxes', type=int, help=f'boxes per image, {Sizes().boxes} unless given')
+    parser.add_argument('--steps', type=int, help=f'where there are several, {Sizes().steps} unless given')
+    parser.add_argument('--repetitions', type=int, default=MIN_REPETITIONS,
+                        help=f'of each time, at least {MIN_REPETITIONS}')
+    parser.add_argument('--memory-runs', type=int, help='processes per side, 2 unless given, 1 with --quick')
+    parser.add_argument('--out', type=Path, help='JSON file to write')
+    parser.add_argument('--overwrite', action='store_true', help='of a file that is there')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    args = parser.parse_args(argv)
+    for name, least in dict(boxes=1, steps=2, repetitions=MIN_REPETITIONS, memory_runs=1).items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            parser.error(f'--{name.replace("_", "-")} must be at least {least}, got {value}')
+    check_target(parser, args.out, args.overwrite)
+    return parser, args
+
+
+def check_target(parser: argparse.ArgumentParser, file: Path | None, overwrite: bool) -> None:
+    """Stop before anything is measured where a result could not be written."""
+    if file is None:
+        return
+    if file.is_dir() or not file.resolve().parent.is_dir():
+        parser.error(f'{file} cannot be written: it is a folder, or its folder does not exist')
+    if file.exists() and not overwrite:
+        parser.error(f'{file} exists; give another name, or --overwrite')
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser, args = parse_args(argv)
+    sizes = QUICK if args.quick else Sizes()
+    sizes = sizes._replace(boxes=args.boxes or sizes.boxes, steps=args.steps or sizes.steps)
+    config = Config.fromfile(args.config)
+    config.merge_from_dict(args.cfg_options or {})
+    bench = Bench(config=config, device=args.device, sizes=sizes, repetitions=args.repetitions,
+                  memory_runs=args.memory_runs or (1 if args.quick else 2))
+    surroundings = dict(environment(args.device), config=args.config, quick=str(args.quick))
+    print(', '.join(f'{name}: {value}' for name, value in surroundings.items()) + '\n')
+    try:
+        rows = measure_all(bench)
+    except ValueError as error:
+        parser.error(str(error))
+    counts = operator_counts(bench)
+    print(table(rows), operator_table(counts), '\n'.join(f'- {note}' for note in NOTES), sep='\n\n')
+    if args.out:
+        result = dict(environment=surroundings, sizes=sizes._asdict(), rows=[as_record(row) for row in rows],
+                      operators=counts, notes=NOTES)
+        args.out.write_text(json.dumps(result, indent=1) + '\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""Rows of the benchmark's table: each measures one thing and what it is compared with."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+from benchmark_models import (
+    Sizes,
+    batch,
+    build_model,
+    losses,
+    matching_problem,
+    object_boxes,
+    object_counts,
+    pyramid,
+    sampling,
+    training_step,
+)
+from benchmark_timing import Samples, interleave, paired_ratio
+from matrix_products import record_products
+from mmengine.config import Config
+from torch import Tensor, nn
+
+MEMORY_SCRIPT = Path(__file__).with_name('training_memory.py')
+
+
+class Target(NamedTuple):
+    """What a ratio is held against.
+
+    Attributes:
+        least (float): what is asked for.
+        aim (float): what is aimed at.
+        at_most (bool): small ratios, ours over the reference, are wanted; else large ones, the reference over ours.
+        percent (bool): shown as percentage.
+    """
+
+    least: float
+    aim: float
+    at_most: bool = False
+    percent: bool = False
+
+    def ratio(self, ours: Samples, reference: Samples) -> float:
+        """Median of paired ratios, in the direction of the target."""
+        return paired_ratio(ours, reference) if self.at_most else paired_ratio(reference, ours)
+
+    def met(self, ratio: float) -> str:
+        """``aim``, ``least`` or ``no``."""
+        if self.at_most:
+            return 'aim' if ratio < self.aim else 'least' if ratio <= self.least else 'no'
+        return 'aim' if ratio >= self.aim else 'least' if ratio >= self.least else 'no'
+
+    def text(self, value: float) -> str:
+        """A ratio or bound."""
+        return f'{value * 100:.3g} %' if self.percent else f'{value:.3g} x'
+
+
+class Row(NamedTuple):
+    """One comparison.
+
+    Attributes:
+        what (str): is measured.
+        ours (Samples): of this package.
+        against (str): name of the reference.
+        reference (Samples): measured in turn with ours.
+        target (Target): for the ratio of the two.
+    """
+
+    what: str
+    ours: Samples
+    against: str
+    reference: Samples
+    target: Target
+
+    @property
+    def ratio(self) -> float:
+        """In the direction of the target."""
+        return self.target.ratio(self.ours, self.reference)
+
+
+class Bench:
+    """What the rows share.
+
+    Args:
+        config (Config): of the model and its optimiser.
+        device (torch.device): to measure on.
+        sizes (Sizes): of the inputs.
+        repetitions (int): of each time.
+        memory_runs (int): processes per side for the peak of memory.
+    """
+
+    def __init__(self, *, config: Config, device: torch.device, sizes: Sizes, repetitions: int,
+                 memory_runs: int) -> None:
+        self.config, self.device, self.sizes = config, device, sizes
+        self.repetitions, self.memory_runs = repetitions, memory_runs
+
+    @cached_property
+    def ours(self) -> nn.Module:
+        """The config's model."""
+        return build_model(self.config, self.sizes.boxes, stock=False).to(self.device).eval()
+
+    @cached_property
+    def stock(self) -> nn.Module:
+        """The same with mmdet's RoI extractor."""
+        return build_model(self.config, self.sizes.boxes, stock=True).to(self.device).eval()
+
+    @cached_property
+    def features(self) -> tuple[Tensor, ...]:
+        """Feature maps of one image."""
+        return pyramid(self.ours.bbox_head, 1, self.sizes.image, self.device)
+
+    def boxes(self) -> Tensor:
+        """Boxes of the sizes of objects, shape (1, N, 4)."""
+        return object_boxes(self.sizes.boxes, self.sizes.image, torch.Generator().manual_seed(5))[None].to(self.device)
+
+    def time(self, *sides: Callable[[], object]) -> list[Samples]:
+        """Seconds of each side, measured in turn."""
+        return interleave(sides, self.repetitions, self.device)
+
+    def sampling(self, model: nn.Module, steps: int) -> Callable[[], object]:
+        """From features to what goes into NMS; every draw gives boxes of the sizes of objects."""
+        return sampling(model.bbox_head, self.features, self.sizes.boxes, steps, self.sizes.image)
+
+    @cached_property
+    def training_times(self) -> dict[str, Samples]:
+        """Training steps of both sides, and matching + losses of many images, in turn.
+
+        On models of their own, which the optimiser changes.
+        """
+        steps = [training_step(build_model(self.config, self.sizes.boxes, stock=stock).to(self.device), self.config,
+                               self.sizes) for stock in (False, True)]
+        times = self.time(*steps, self._matching())
+        return dict(zip(('ours', 'stock', 'matching'), times, strict=True))
+
+    def _matching(self) -> Callable[[], object]:
+        sizes, head = self.sizes, self.ours.bbox_head
+        counts = object_counts(sizes.matching_images, sizes.matching_objects)
+        return losses(head, *matching_problem(head, counts, sizes.boxes, sizes.training_image, self.device))
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+def roi_features(bench: Bench) -> Row:
+    """From feature maps to RoI features, without gradient; with what is prepared once per batch."""
+    sides = [torch.no_grad()(partial(_look_up, model.bbox_head.roi_extractor, bench.features, bench.boxes()))
+             for model in (bench.ours, bench.stock)]
+    ours, stock = bench.time(*sides)
+    return Row(f'RoI features of one stage, forward, {_setting(bench)}', ours, 'SingleRoIExtractor', stock,
+               Target(10, 30))
+
+
+def roi_features_of_later_stages(bench: Bench) -> Row:
+    """The look-up alone: what is prepared once per batch is there, as stages after the first find it."""
+    boxes = bench.boxes()
+    with torch.no_grad():
+        look_ups = [model.bbox_head.roi_extractor(bench.features) for model in (bench.ours, bench.stock)]
+    ours, stock = bench.time(*(torch.no_grad()(partial(look_up, boxes)) for look_up in look_ups))
+    return Row('the same, of a later stage (nothing to prepare)', ours, 'SingleRoIExtractor', stock, Target(10, 30))
+
+
+def roi_gradients(bench: Bench) -> Row:
+    """Forward and backward to the feature maps."""
+    boxes = bench.boxes()
+    features = tuple(level.clone().requires_grad_() for level in bench.features)
+    with torch.no_grad():
+        gradient = torch.ones_like(_look_up(bench.ours.bbox_head.roi_extractor, bench.features, boxes))
+
+    def run(extractor: nn.Module) -> None:
+        torch.autograd.grad(_look_up(extractor, features, boxes), features, gradient, allow_unused=True)
+
+    ours, stock = bench.time(*(partial(run, model.bbox_head.roi_extractor) for model in (bench.ours, bench.stock)))
+    return Row('the same, forward + backward to the features', ours, 'SingleRoIExtractor', stock, Target(4, 8))
+
+
+def head_times(bench: Bench, steps: int, target: Target) -> Row:
+    """From feature maps to what goes into NMS."""
+    ours, stock = bench.time(bench.sampling(bench.ours, steps), bench.sampling(bench.stock, steps))
+    return Row(f'head, {steps_text(steps)}, {bench.sizes.boxes} boxes', ours, 'head with SingleRoIExtractor', stock,
+               target)
+
+
+def head_over_products(bench: Bench) -> Row:
+    """One step of the head over its matrix products alone, those of torch's fused attention one by one."""
+    run = bench.sampling(bench.ours, 1)
+    recorded = record_products(run)
+    ours, alone = bench.time(run, torch.no_grad()(recorded.replay))
+    return Row('head, 1 step, over its matrix products alone', ours, f'{len(recorded.products)} matrix products', alone,
+               Target(1.6, 1.25, at_most=True))
+
+
+def training(bench: Bench) -> Row:
+    """A step of the whole model with its optimiser."""
+    images = ' and '.join(map(str, bench.sizes.training_objects))
+    height, width = bench.sizes.training_image
+    return Row(f'training step, {height} x {width}, images with {images} objects', bench.training_times['ours'],
+               'model with SingleRoIExtractor', bench.training_times['stock'], Target(1.6, 2.0))
+
+
+def matching_share(bench: Bench) -> Row:
+    """Matching and losses over a training step of as many images."""
+    sizes = bench.sizes
+    factor = sizes.matching_images / len(sizes.training_objects)
+    return Row(f'matching + losses of all stages, {sizes.matching_images} images with 1-{sizes.matching_objects} '
+               f'objects, {sizes.boxes} boxes', bench.training_times['matching'],
+               f'training step above x {factor:g}', bench.training_times['ours'].scaled(factor),
+               Target(0.03, 0.01, at_most=True, percent=True))
+
+
+def inference(bench: Bench, steps: int, target: Target) -> Row:
+    """The whole model, from an image to detections."""
+    test_cfg = dict(bench.config.model.test_cfg, sampling_timesteps=steps, num_proposals=None)
+    data = batch((0, ), bench.ours.bbox_head.num_classes, bench.sizes.image)
+    ours, stock = bench.time(*(partial(_detect, model, data, test_cfg) for model in (bench.ours, bench.stock)))
+    return Row(f'whole inference, image to detections, {steps_text(steps)}', ours, 'model with SingleRoIExtractor',
+               stock, target)
+
+
+def peak_memory(bench: Bench) -> Row:
+    """Peak of a model and its training steps, each time in a process of its own."""
+    sides = ([], [])
+    with TemporaryDirectory() as folder:
+        config = str(Path(folder, 'config.py'))
+        bench.config.dump(config)
+        for _ in range(bench.memory_runs):
+            for values, extractor in zip(sides, ('ours', 'stock'), strict=True):
+                values.append(_memory(config, extractor, bench.sizes, bench.device))
+    ours, stock = (Samples(tuple(values), 'MiB') for values in sides)
+    return Row('peak memory of a training step', ours, 'model with SingleRoIExtractor', stock,
+               Target(1.0, 1.0, at_most=True))
+
+
+def all_rows(steps: int) -> list[Callable[[Bench], Row]]:
+    """The table, with ``steps`` where there are several."""
+    return [
+        roi_features, roi_features_of_later_stages, roi_gradients,
+        partial(head_times, steps=1, target=Target(3.5, 5)),
+        partial(head_times, steps=steps, target=Target(3.5, 6)),
+        head_over_products, training, matching_share,
+        partial(inference, steps=1, target=Target(1.4, 1.7)),
+        partial(inference, steps=steps, target=Target(2.5, 3.5)),
+        peak_memory,
+    ]
+
+
+def _look_up(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
+    return extractor(features)(boxes)
+
+
+def _detect(model: nn.Module, data: dict, test_cfg: dict) -> None:
+    model.bbox_head.test_cfg = test_cfg
+    torch.manual_seed(6)
+    model.test_step(data)
+
+
+def _memory(config: str, extractor: str, sizes: Sizes, device: torch.device) -> float:
+    command = [sys.executable, str(MEMORY_SCRIPT), config, '--extractor', extractor, '--device', str(device), '--boxes',
+               str(sizes.boxes), '--image', *map(str, sizes.training_image), '--objects',
+               *map(str, sizes.training_objects)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f'{MEMORY_SCRIPT.name} ended with {done.returncode}: {done.stderr.strip()[-2000:]}')
+    return json.loads(done.stdout.splitlines()[-1])['MiB']
+
+
+def _setting(bench: Bench) -> str:
+    height, width = bench.sizes.image
+    levels, channels = len(bench.features), bench.features[0].size(1)
+    return f'{bench.sizes.boxes} boxes, {levels} levels, {channels} channels, {height} x {width}, batch 1'
+
+
+def steps_text(steps: int) -> str:
+    return '1 step' if steps == 1 else f'{steps} steps'

@@ -1,0 +1,52 @@
+"""Peak of memory of a model and two training steps; prints `{"MiB": ...}`. benchmark_head.py runs it.
+
+On a CPU it is the highest resident size less that of the process before the model is built, on a GPU the highest size
+of all tensors.
+"""
+
+import argparse
+import json
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from benchmark_models import Sizes, build_model, training_step
+from mmengine.config import Config
+
+STEPS = 2  # the first makes the optimiser's state and the gradients, the second has them
+
+
+def peak(device: torch.device) -> float:
+    """Highest use so far, MiB."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path('/proc/self/status')
+    if status.is_file():  # Linux, whose getrusage begins with the size of the process that started this one
+        line, = (line for line in status.read_text().splitlines() if line.startswith('VmHWM'))
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config')
+    parser.add_argument('--extractor', choices=('ours', 'stock'), required=True)
+    parser.add_argument('--device', type=torch.device, required=True)
+    parser.add_argument('--boxes', type=int, required=True)
+    parser.add_argument('--image', type=int, nargs=2, required=True, metavar=('HEIGHT', 'WIDTH'))
+    parser.add_argument('--objects', type=int, nargs='+', required=True, help='of each image')
+    args = parser.parse_args()
+    config = Config.fromfile(args.config)
+    before = peak(args.device)
+    model = build_model(config, args.boxes, stock=args.extractor == 'stock').to(args.device)
+    step = training_step(model, config, Sizes(training_image=tuple(args.image), training_objects=tuple(args.objects)))
+    for _ in range(STEPS):
+        step()
+    print(json.dumps(dict(MiB=peak(args.device) - before)))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
