@@ -1,5 +1,7 @@
 # make demo    train and test on shapes that it draws itself, with pictures    DEMO_ARGS=--quick for a short one
 # make test    all tests                                                       TEST_ARGS='-k matcher' for some
+# make test-onedl  all tests on the maintained forks (requirements/lock-onedl.txt), in an environment of their own,
+#              VENV_ONEDL=DIR, .venv-onedl unless given
 # make bench   how fast it is and how cost grows, into work_dirs/bench          BENCH_ARGS=--quick to see that it works
 # make lint    ruff
 # make setup   only the environment; the others do it themselves, and it takes a second once all is in place
@@ -23,6 +25,9 @@ ifneq ($(PYTHON),)
 endif
 VENV ?= .venv
 VENV := $(or $(VENV),.venv)
+VENV_ONEDL ?= .venv-onedl
+# Whose mmengine, mmcv and mmdet: openmmlab or onedl.
+STACK := openmmlab
 BIN = $(VENV)/bin
 
 # The tests' tensors are small: more threads than this only wait for each other.
@@ -32,7 +37,7 @@ TEST_THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 
 BENCH_CONFIG ?= configs/diffusiondet/diffusiondet_r50_fpn_8xb2-450k_coco.py
 BENCH_OUT ?= work_dirs/bench/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test test-onedl bench lint clean
 
 # Any Python can run the set-up's script, which says what is wrong with one that is too old; a fitting one is looked for first.
 setup:
@@ -42,13 +47,16 @@ setup:
 	if ! command -v "$$python" >/dev/null; then \
 	  echo "setup: there is no $$python. Cure: install Python 3.11, or name one: make $@ PYTHON=/path/to/python3.11" >&2; exit 1; \
 	fi; \
-	"$$python" $(SETUP) --venv '$(VENV)' --torch '$(TORCH)'
+	"$$python" $(SETUP) --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
 
 demo: setup
 	$(BIN)/python tools/demo.py $(DEMO_ARGS)
 
 test: setup
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(TEST_THREADS)} $(BIN)/python -m pytest tests -q $(TEST_ARGS)
+
+test-onedl:
+	$(MAKE) test VENV='$(VENV_ONEDL)' STACK=onedl
 
 bench: BENCH_OUT := $(BENCH_OUT)
 bench: setup

@@ -6,6 +6,7 @@ compat.check_operators()
 compat.warn_of_untested_mmdet()
 compat.refuse_second_diffusiondet()
 compat.allow_mmengine_checkpoints()
+compat.keep_safety_check_of_checkpoints()
 compat.mend_lvis_evaluation()
 compat.allow_processes_without_a_gpu()
 

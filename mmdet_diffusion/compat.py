@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import importlib.metadata
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import utils as dist_utils
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import checkpoint
 from mmengine.utils import digit_version
 
 SUPPORTED_MMDET = ('3.0.0', '4.0.0')
@@ -41,6 +43,16 @@ def _history_statistic(owner: type, name: str) -> object:
         raise ValueError(f'a checkpoint asked for attribute {name!r} of {owner!r}, which is not allowed; it was not '
                          'written by mmengine')
     return getattr(owner, name)
+
+
+def keep_safety_check_of_checkpoints() -> None:
+    """Let mmengine's loader refuse what torch's safety check refuses.
+
+    onedl-mmengine reads such a file again without the check, and whatever code is in it runs. What its own checkpoints
+    hold passes by :func:`allow_mmengine_checkpoints`. Can go when its loader raises instead.
+    """
+    if hasattr(checkpoint, '_safe_torch_load'):
+        checkpoint._safe_torch_load = torch.load
 
 
 class _NumpyWithFloat:
@@ -116,9 +128,11 @@ def check_operators() -> None:
     except ModuleNotFoundError as error:
         if error.name != 'mmcv._ext':
             raise
+        forked = 'onedl-mmcv' in importlib.metadata.packages_distributions().get('mmcv', [])
         raise ImportError('this mmcv has no operators (mmcv-lite, or built in isolation from torch); install them '
-                          'with `pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps '
-                          'mmcv==2.1.0` where torch, setuptools<82, wheel and ninja are installed') from error
+                          'with `MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir --force-reinstall '
+                          f'--no-deps {"onedl-mmcv==2.3.6" if forked else "mmcv==2.1.0"}` where torch, '
+                          'setuptools<82, wheel and ninja are installed') from error
 
 
 def warn_of_untested_mmdet() -> None:

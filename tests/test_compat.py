@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
 
 from mmdet_diffusion import compat
@@ -148,6 +149,14 @@ def test_a_checkpoint_may_not_ask_with_a_default(tmp_path, default):
 def test_a_checkpoint_that_runs_a_command_is_refused_and_runs_nothing(tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         load_asking(tmp_path, os.system, f'echo > {tmp_path / "was_here"}')
+    assert not (tmp_path / 'was_here').exists()
+
+
+@pytest.mark.skipif(digit_version(torch.__version__) < digit_version('2.6'), reason='about torch >= 2.6')
+def test_mmengines_loader_refuses_a_checkpoint_that_runs_a_command_too(tmp_path):
+    torch.save(dict(state_dict={}, meta=Asks(os.system, f'echo > {tmp_path / "was_here"}')), tmp_path / 'asks.pth')
+    with pytest.raises(pickle.UnpicklingError):
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'asks.pth'), map_location='cpu')
     assert not (tmp_path / 'was_here').exists()
 
 

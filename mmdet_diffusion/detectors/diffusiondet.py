@@ -9,6 +9,7 @@ from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
 from ..structures import StageOutputs
+from .pyramid_check import check_pyramid, check_pyramid_at_build, pyramid_source
 
 
 @MODELS.register_module()
@@ -17,7 +18,7 @@ class DiffusionDet(SingleStageDetector):
 
     Args:
         backbone (ConfigType): any of MMDetection's.
-        neck (ConfigType): any whose levels have equal channels.
+        neck (OptConfigType): any whose levels have equal channels. None: the backbone's own levels have.
         bbox_head (ConfigType): the diffusion head.
         train_cfg (OptConfigType): handed to the head.
         test_cfg (OptConfigType): handed to the head; see :class:`SamplingSettings`.
@@ -26,6 +27,9 @@ class DiffusionDet(SingleStageDetector):
             features and is not used for detection. Its losses teach a backbone without pre-trained weights at every
             pixel, where the diffusion head does so at a few boxes (after Zong et al. 2023, arXiv:2211.12860).
         init_cfg (OptMultiConfig): of mmengine's ``BaseModule``.
+
+    Raises:
+        ValueError: if number, channels or strides of the levels do not fit the head; see :func:`check_pyramid`.
     """
 
     def __init__(self, *, backbone: ConfigType, neck: OptConfigType = None, bbox_head: ConfigType,
@@ -33,6 +37,8 @@ class DiffusionDet(SingleStageDetector):
                  data_preprocessor: OptConfigType = None, init_cfg: OptMultiConfig = None) -> None:
         super().__init__(backbone=backbone, neck=neck, bbox_head=bbox_head, train_cfg=train_cfg, test_cfg=test_cfg,
                          data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self._pyramid_is_checked = check_pyramid_at_build(self.backbone, getattr(self, 'neck', None),
+                                                          self.bbox_head.roi_extractor)
         self.auxiliary_head = None
         if auxiliary_head is not None:
             num_classes = auxiliary_head.get('num_classes', self.bbox_head.num_classes)
@@ -42,18 +48,26 @@ class DiffusionDet(SingleStageDetector):
             self.auxiliary_head = MODELS.build(dict(auxiliary_head, num_classes=num_classes))
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
-        """Levels of the neck.
+        """Levels of the neck, or of the backbone where there is none.
 
         Args:
             batch_inputs (Tensor): images, shape (B, 3, H, W).
 
         Returns:
             tuple[Tensor, ...]: shape (B, F, H_l, W_l) each.
+
+        Raises:
+            ValueError: if they do not fit the head and that could not be seen when the model was built.
         """
         if batch_inputs.device.type == 'cpu' and not torch.is_grad_enabled():
             # Convolutions keep this layout: on the CPU their faster one, and that of the RoI extractor's table.
             batch_inputs = batch_inputs.contiguous(memory_format=torch.channels_last)
-        return super().extract_feat(batch_inputs)
+        feats = super().extract_feat(batch_inputs)
+        if not self._pyramid_is_checked:
+            source = pyramid_source(self.backbone, getattr(self, 'neck', None))
+            check_pyramid(feats, tuple(map(int, batch_inputs.shape[2:])), self.bbox_head.roi_extractor, source)
+            self._pyramid_is_checked = True
+        return feats
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
         """Losses of a training batch.

@@ -135,6 +135,11 @@ class StockRoIExtractor(BaseModule):
         self.extractor = extractor
 
     @property
+    def featmap_strides(self) -> tuple[int, ...]:
+        """Pixels per cell of each level that is used."""
+        return tuple(self.extractor.featmap_strides)
+
+    @property
     def num_inputs(self) -> int:
         """Number of levels that are used."""
         return self.extractor.num_inputs

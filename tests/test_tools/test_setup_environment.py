@@ -17,6 +17,7 @@ import setup_environment as setup  # noqa: E402
 import setup_mmcv as mmcv  # noqa: E402
 import setup_progress as progress  # noqa: E402
 
+MMCV = mmcv.Distribution('mmcv', '2.1.0')
 NO_PROVIDERS = {'mmengine': [], 'mmcv': [], 'mmdet': [], 'torch': [], 'cv2': []}
 
 
@@ -115,7 +116,7 @@ def test_the_running_environment_passes_its_own_check():
 
 
 def test_lock_is_exact_and_lies_in_the_supported_ranges():
-    lock = setup.read_lock()
+    lock = setup.read_lock('openmmlab')
     supported = check.read_requirements(ROOT / 'requirements.txt')
     for name in supported.keys() - {'torch'}:  # the user's own, or chosen by TORCH=
         assert check.satisfies(lock[name], supported[name]), f'{name}=={lock[name]} is not {supported[name]}'
@@ -127,7 +128,32 @@ def test_range_in_a_lock_file_is_refused(tmp_path, monkeypatch):
     path.write_text('numpy==2.4.6  # why\nscipy>=1.17\n')
     monkeypatch.setattr(setup, 'LOCK_FILES', (path,))
     with pytest.raises(check.Fault, match='scipy in requirements/ must name one version'):
-        setup.read_lock()
+        setup.read_lock('openmmlab')
+
+
+def test_lock_of_the_forks_is_the_other_one_with_the_forks_in_place_of_the_stock():
+    stock, forks = setup.read_lock('openmmlab'), setup.read_lock('onedl')
+    assert stock.keys() - forks.keys() == {'mmengine', 'mmcv', 'mmdet'}
+    assert forks.keys() - stock.keys() > {'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'}
+    assert all(forks[name] == stock[name] for name in forks.keys() & stock.keys())
+
+
+def test_forks_are_installed_and_their_mmcv_gets_a_step_of_its_own(tmp_path):
+    lock = setup.read_lock('onedl')
+    wanted = {requirement.split('==')[0] for requirement in setup.to_install(lock, environment(tmp_path).info)}
+    assert {'onedl-mmengine', 'onedl-mmdetection'} < wanted
+    assert not wanted & {'mmengine', 'mmcv', 'mmdet', 'onedl-mmcv'}
+
+
+@pytest.mark.parametrize('names', [['mmdet'], ['mmdet', 'onedl-mmdetection']])
+def test_stock_where_the_forks_are_asked_for_is_refused(tmp_path, names):
+    lock = setup.read_lock('onedl')
+    message = r'brings mmdet, which is to come from onedl-mmdetection\. Cure: .*VENV_ONEDL='
+    with pytest.raises(check.Fault, match=message):
+        setup.refuse_stock_beside_forks(environment(tmp_path, providers={'mmdet': names}), lock)
+    own = environment(tmp_path, providers={'mmdet': ['onedl-mmdetection']})
+    setup.refuse_stock_beside_forks(own, lock)
+    setup.refuse_stock_beside_forks(own, setup.read_lock('openmmlab'))  # a fork of the user's own is kept
 
 
 def test_only_what_is_missing_or_different_is_installed(tmp_path):
@@ -138,7 +164,7 @@ def test_only_what_is_missing_or_different_is_installed(tmp_path):
 def test_fork_and_other_opencv_are_kept(tmp_path):
     lock = {'mmdet': '3.3.0', 'mmengine': '0.10.7', 'opencv-python-headless': '5.0.0.93'}
     info = environment(tmp_path, providers={'mmdet': ['onedl-mmdetection'], 'cv2': ['opencv-python']}).info
-    assert setup.kept_modules(info['providers']) == ['mmdet', 'cv2']
+    assert setup.kept_modules(lock, info['providers']) == ['mmdet', 'cv2']
     assert setup.to_install(lock, info) == ['mmengine==0.10.7']
 
 
@@ -155,7 +181,7 @@ def test_every_pip_call_after_torch_leaves_dependencies_alone(tmp_path, monkeypa
     own = environment(tmp_path)
     setup.install_locked(own, {'numpy': '2.4.6'})
     setup.install_project(own)
-    mmcv.install_mmcv(own, '2.1.0')
+    mmcv.install_mmcv(own, MMCV)
     assert len(calls) == 3 and all('--no-deps' in command for command in calls)
 
 
@@ -242,18 +268,18 @@ class FakeBuild:
         monkeypatch.setattr(mmcv, 'cached_wheel', lambda *_: cached)
         monkeypatch.setattr(mmcv, 'require_compiler', lambda info: None)
         monkeypatch.setattr(mmcv, 'operators_fault', lambda _: self.faults.pop(0))
-        monkeypatch.setattr(mmcv, 'install_mmcv', lambda env, version, *options: self.options.append(options) or output)
+        monkeypatch.setattr(mmcv, 'install_mmcv', lambda env, mmcv, *options: self.options.append(options) or output)
 
 
 def test_mmcv_with_working_operators_is_kept(tmp_path, monkeypatch):
     build = FakeBuild(monkeypatch, faults=[None])
-    mmcv.provide_mmcv(environment(tmp_path, {'mmcv': '2.1.0'}, {'mmcv': ['mmcv']}), '2.1.0')
+    mmcv.provide_mmcv(environment(tmp_path, {'mmcv': '2.1.0'}, {'mmcv': ['mmcv']}), MMCV)
     assert build.options == []
 
 
 def test_kept_wheel_of_another_torch_is_built_anew_once(tmp_path, monkeypatch, capsys):
     build = FakeBuild(monkeypatch, faults=['undefined symbol. Cure: x', None], output='Using cached mmcv-2.1.0.whl')
-    mmcv.provide_mmcv(environment(tmp_path), '2.1.0')
+    mmcv.provide_mmcv(environment(tmp_path), MMCV)
     assert build.options == [(), ('--no-cache-dir',)]
     assert 'does not fit, so it is built anew: undefined symbol' in capsys.readouterr().out
 
@@ -261,15 +287,33 @@ def test_kept_wheel_of_another_torch_is_built_anew_once(tmp_path, monkeypatch, c
 def test_build_that_gives_no_operators_is_not_repeated(tmp_path, monkeypatch):
     build = FakeBuild(monkeypatch, faults=['no working operators'], output='  [77/77] c++ x\n', cached=False)
     with pytest.raises(check.Fault, match='no working operators .*setup.log'):
-        mmcv.provide_mmcv(environment(tmp_path), '2.1.0')
+        mmcv.provide_mmcv(environment(tmp_path), MMCV)
     assert build.options == [()]
 
 
 def test_fork_without_operators_is_reported_and_not_overwritten(tmp_path, monkeypatch):
     build = FakeBuild(monkeypatch, faults=['no working operators'])
     with pytest.raises(check.Fault, match='onedl-mmcv: no working operators'):
-        mmcv.provide_mmcv(environment(tmp_path, {'onedl-mmcv': '2.3.6'}, {'mmcv': ['onedl-mmcv']}), '2.1.0')
+        mmcv.provide_mmcv(environment(tmp_path, {'onedl-mmcv': '2.3.6'}, {'mmcv': ['onedl-mmcv']}), MMCV)
     assert build.options == []
+
+
+def test_wheel_of_the_fork_is_not_taken_for_the_stock_one(tmp_path, monkeypatch):
+    kept = '/cache/onedl_mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
+
+    def pip(command, **options):
+        pattern = command[command.index('list') + 1]  # pip adds '-*.whl'
+        found = kept if Path(kept).name.startswith(f'{pattern}-') else ''
+        return subprocess.CompletedProcess(command, 0, found)
+
+    monkeypatch.setattr(mmcv.subprocess, 'run', pip)
+    assert mmcv.cached_wheel(environment(tmp_path), mmcv.Distribution('onedl-mmcv', '2.1.0'))
+    assert not mmcv.cached_wheel(environment(tmp_path), MMCV)
+
+
+def test_cure_for_a_fork_without_operators_names_the_fork():
+    assert "'onedl-mmcv'" in check.operators_by_hand(['onedl-mmcv'])
+    assert f"'mmcv{check.supported('mmcv')}'" in check.operators_by_hand(['mmcv-lite'])
 
 
 # what is shown
@@ -370,6 +414,15 @@ def make(*arguments: str, **variables: str) -> str:
 def test_make_test_sets_up_first_and_runs_all_tests():
     commands = make('test', 'VENV=/env')
     assert commands.index("setup_environment.py --venv '/env'") < commands.index('/env/bin/python -m pytest tests -q')
+
+
+def test_make_test_onedl_tests_the_forks_in_an_environment_of_their_own():
+    for arguments, directory in (((), '.venv-onedl'), (('VENV_ONEDL=/forks', 'VENV=/stock'), '/forks')):
+        commands = make('test-onedl', *arguments)
+        assert re.search(rf"setup_environment\.py --venv '{directory}' --torch '.*' --stack 'onedl'", commands)
+        assert f'{directory}/bin/python -m pytest tests -q' in commands
+        assert '/stock' not in commands
+    assert "--stack 'openmmlab'" in make('test')
 
 
 def test_python_of_an_environment_means_that_environment():

@@ -148,9 +148,17 @@ def check_operators() -> None:
     except Exception as error:  # whatever a library built for another torch may raise
         raise Fault(
             f'mmcv in {sys.prefix} has no working operators ({one_line(error)}). Cure: make setup builds them; '
-            f'by hand, pip uninstall mmcv mmcv-lite, then '
-            f"pip install --no-build-isolation --no-cache-dir 'mmcv{supported('mmcv')}'"
+            f'by hand, {operators_by_hand(providers("mmcv"))}'
         ) from None
+
+
+def operators_by_hand(names: list[str]) -> str:
+    """Commands that build the operators of the mmcv that is there: the stock one, or a fork under its own name."""
+    fork = next((name for name in names if name not in ('mmcv', 'mmcv-lite')), None)
+    return (
+        f'pip uninstall {fork or "mmcv mmcv-lite"}, then '
+        f"MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir '{fork or 'mmcv' + supported('mmcv')}'"
+    )
 
 
 def check_all() -> None:

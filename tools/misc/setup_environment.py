@@ -2,8 +2,9 @@
 """Make an environment in which mmdet_diffusion runs: what ``make setup`` calls.
 
 Steps: a virtual environment (or the one that is there), torch (or the one that is there), the versions in
-requirements/lock.txt and tests.txt, mmcv with its operators (built here, the long part), this project in editable form,
-a check of it all. A stamp in the environment makes the next run return at once. Only the standard library is needed.
+requirements/lock.txt and tests.txt (with ``--stack onedl`` the maintained forks in lock-onedl.txt), mmcv with its
+operators (built here, the long part), this project in editable form, a check of it all. A stamp in the environment
+makes the next run return at once. Only the standard library is needed.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ from check_environment import (
     read_requirements,
     satisfies,
 )
-from setup_mmcv import cached_wheel, provide_mmcv, require_compiler
+from setup_mmcv import Distribution, cached_wheel, provide_mmcv, require_compiler
 from setup_progress import run_step
 
 HERE = Path(__file__).resolve().parent
 CHECK_SCRIPT = HERE / 'check_environment.py'
 LOCK_FILES = (ROOT / 'requirements' / 'lock.txt', ROOT / 'requirements' / 'tests.txt')
-DISTRIBUTIONS = {**{module: module for module in OPENMMLAB}, 'cv2': 'opencv-python-headless'}  # the lock's, by module
+FORKS_FILE = ROOT / 'requirements' / 'lock-onedl.txt'
+FORKS = {'mmengine': 'onedl-mmengine', 'mmcv': 'onedl-mmcv', 'mmdet': 'onedl-mmdetection'}  # by module
+STACKS = ('openmmlab', 'onedl')
 TORCH_FOR_LOCK = '>=2.3'  # older ones were built for numpy 1, and the lock has numpy 2
 
 
@@ -108,23 +111,34 @@ def open_environment(path: Path) -> Environment:
     return environment
 
 
-def read_lock() -> dict[str, str]:
-    """{name: version} of both lock files. Every line is exact: a range there would be a mistake."""
+def read_lock(stack: str) -> dict[str, str]:
+    """{name: version} of the lock files. Every line is exact: a range there would be a mistake."""
     lock = {name: specifier for path in LOCK_FILES for name, specifier in read_requirements(path).items()}
+    if stack == 'onedl':
+        stock = {name: specifier for name, specifier in lock.items() if name not in OPENMMLAB}
+        lock = stock | read_requirements(FORKS_FILE)
     loose = [name for name, specifier in lock.items() if not specifier.startswith('==')]
     if loose:
         raise Fault(f'{", ".join(loose)} in requirements/ must name one version, as in {loose[0]}==1.2.3')
     return {name: specifier[2:] for name, specifier in lock.items()}
 
 
-def kept_modules(providers: dict[str, list[str]]) -> list[str]:
+def distributions(lock: dict[str, str]) -> dict[str, str]:
+    """Of the modules that more than one distribution brings, the one in the lock."""
+    openmmlab = {module: fork if fork in lock else module for module, fork in FORKS.items()}
+    return {**openmmlab, 'cv2': 'opencv-python-headless'}
+
+
+def kept_modules(lock: dict[str, str], providers: dict[str, list[str]]) -> list[str]:
     """Modules that another distribution than the lock's brings already: a fork of OpenMMLab's, another OpenCV build."""
-    return [module for module, name in DISTRIBUTIONS.items() if providers[module] and name not in providers[module]]
+    wanted = distributions(lock)
+    return [module for module, name in wanted.items() if providers[module] and name not in providers[module]]
 
 
 def to_install(lock: dict[str, str], info: dict) -> list[str]:
     """'name==version' of what is missing or of another version. mmcv is not among them: it gets a step of its own."""
-    left_out = {'mmcv', *(DISTRIBUTIONS[module] for module in kept_modules(info['providers']))}
+    names = distributions(lock)
+    left_out = {names['mmcv'], *(names[module] for module in kept_modules(lock, info['providers']))}
     return [
         f'{name}=={version}'
         for name, version in lock.items()
@@ -134,7 +148,8 @@ def to_install(lock: dict[str, str], info: dict) -> list[str]:
 
 def fingerprint(environment: Environment, lock: dict[str, str]) -> str:
     """Changes with all that set-up depends on: what is asked for, the set-up itself, what is installed."""
-    files = (*LOCK_FILES, ROOT / 'requirements.txt', ROOT / 'setup.py', CHECK_SCRIPT, *sorted(HERE.glob('setup_*.py')))
+    requirements = (*LOCK_FILES, FORKS_FILE, ROOT / 'requirements.txt')
+    files = (*requirements, ROOT / 'setup.py', CHECK_SCRIPT, *sorted(HERE.glob('setup_*.py')))
     state = {
         'project': str(ROOT),
         'files': [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
@@ -164,6 +179,17 @@ def refuse_unsupported(environment: Environment) -> None:
         check_openmmlab_version(module, environment.info['versions'], names, str(environment.path))
 
 
+def refuse_stock_beside_forks(environment: Environment, lock: dict[str, str]) -> None:
+    """Where the forks are asked for, a stock distribution would be tested in their place, or overwritten by them."""
+    for module, fork in FORKS.items():
+        names = environment.info['providers'][module]
+        if fork in lock and names not in ([], [fork]):
+            raise Fault(
+                f'{", ".join(names)} in {environment.path} brings {module}, which is to come from {fork}. '
+                f'Cure: another directory in VENV_ONEDL=, where make test-onedl makes an environment'
+            )
+
+
 def install_torch(environment: Environment, requirement: str) -> None:
     """Only where there is none: one that is there fits its owner's GPU and driver, and is never replaced."""
     if environment.version('torch'):
@@ -174,7 +200,7 @@ def install_torch(environment: Environment, requirement: str) -> None:
 
 def install_locked(environment: Environment, lock: dict[str, str]) -> None:
     """--no-deps, since the lock is complete: so nothing can pull in another torch, or the stock twin of a fork."""
-    for module in kept_modules(environment.info['providers']):
+    for module in kept_modules(lock, environment.info['providers']):
         print(f'setup: keeping {", ".join(environment.info["providers"][module])} for {module}', flush=True)
     wanted = to_install(lock, environment.info)
     if wanted:
@@ -190,13 +216,14 @@ def install_project(environment: Environment) -> None:
 
 def install_all(environment: Environment, lock: dict[str, str], torch_requirement: str) -> Environment:
     environment.log.write_text('')
-    if not environment.info['providers']['mmcv'] and not cached_wheel(environment, lock['mmcv']):
+    mmcv = Distribution(distributions(lock)['mmcv'], lock[distributions(lock)['mmcv']])
+    if not environment.info['providers']['mmcv'] and not cached_wheel(environment, mmcv):
         require_compiler(environment.info)  # before gigabytes are fetched for nothing
     install_torch(environment, torch_requirement)
     install_locked(environment.look_again(), lock)
     environment.ask('setuptools')
     environment.ask('torch')
-    provide_mmcv(environment.look_again(), lock['mmcv'])
+    provide_mmcv(environment.look_again(), mmcv)
     install_project(environment)
     environment.ask('all')
     environment = environment.look_again()
@@ -204,9 +231,10 @@ def install_all(environment: Environment, lock: dict[str, str], torch_requiremen
     return environment
 
 
-def set_up(path: Path, torch_requirement: str) -> None:
-    lock = read_lock()
+def set_up(path: Path, torch_requirement: str, stack: str) -> None:
+    lock = read_lock(stack)
     environment = open_environment(path)
+    refuse_stock_beside_forks(environment, lock)
     if not is_ready(environment, lock):
         refuse_unsupported(environment)
         environment = install_all(environment, lock, torch_requirement)
@@ -218,6 +246,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--venv', default='.venv', help='the environment; made when there is none (default: .venv)')
     parser.add_argument('--torch', default='torch', help="pip's words for the torch to install where there is none")
     parser.add_argument(
+        '--stack',
+        choices=STACKS,
+        default='openmmlab',
+        help="whose mmengine, mmcv and mmdet: OpenMMLab's or the maintained forks (default: openmmlab)",
+    )
+    parser.add_argument(
         '--print-environment',
         action='store_true',
         help='only print the environment that the Python running this belongs to, or .venv when it belongs to none',
@@ -227,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
         print(environment_of_this_python() or '.venv')
         return 0
     try:
-        set_up(Path(os.path.abspath(args.venv)), args.torch)
+        set_up(Path(os.path.abspath(args.venv)), args.torch, args.stack)
     except Fault as fault:
         print(f'setup: {fault}', file=sys.stderr)
         return 1

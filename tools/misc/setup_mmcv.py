@@ -9,11 +9,28 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 from check_environment import Fault
 from setup_progress import build_status, parse_build_step, run_step
 
 MEMORY_PER_JOB = 2 * 2**30  # bytes that one compiler takes on one of mmcv's files
+
+
+class Distribution(NamedTuple):
+    """Of mmcv: OpenMMLab's own or the maintained fork, which has another name and the same module."""
+
+    name: str
+    version: str
+
+    @property
+    def requirement(self) -> str:
+        return f'{self.name}=={self.version}'
+
+    @property
+    def file_name(self) -> str:
+        """Its name in those of its wheels."""
+        return self.name.replace('-', '_')
 
 
 def find_compiler(environ: dict[str, str]) -> str:
@@ -47,11 +64,11 @@ def require_compiler(info: dict) -> None:
     check_compiler(find_compiler(dict(os.environ)), info['include'], info['python'])
 
 
-def cached_wheel(environment, version: str) -> bool:
+def cached_wheel(environment, mmcv: Distribution) -> bool:
     """Whether pip has kept a wheel of mmcv that it built earlier: then no compiler is needed."""
-    command = [environment.python, '-m', 'pip', 'cache', 'list', 'mmcv', '--format=abspath']
+    command = [environment.python, '-m', 'pip', 'cache', 'list', mmcv.file_name, '--format=abspath']
     tag = 'cp' + ''.join(environment.info['python'].split('.')[:2])
-    return f'mmcv-{version}-{tag}-' in subprocess.run(command, capture_output=True, text=True).stdout
+    return f'{mmcv.file_name}-{mmcv.version}-{tag}-' in subprocess.run(command, capture_output=True, text=True).stdout
 
 
 def available_memory() -> int:
@@ -94,37 +111,37 @@ def operators_fault(environment) -> str | None:
     return None
 
 
-def install_mmcv(environment, version: str, *options: str) -> str:
+def install_mmcv(environment, mmcv: Distribution, *options: str) -> str:
     """Without build isolation: an isolated build sees no torch and makes an mmcv without operators, in silence."""
     environ = build_environ(environment.python.parent)
-    arguments = ('-v', '--no-build-isolation', '--no-deps', '--force-reinstall', *options, f'mmcv=={version}')
+    arguments = ('-v', '--no-build-isolation', '--no-deps', '--force-reinstall', *options, mmcv.requirement)
     command = environment.pip_install(*arguments)
-    return run_step(f'mmcv {version} with its operators', command, environment.log, build_status, environ)
+    return run_step(f'{mmcv.name} {mmcv.version} with its operators', command, environment.log, build_status, environ)
 
 
-def install_or_build(environment, version: str) -> None:
+def install_or_build(environment, mmcv: Distribution) -> None:
     """From pip's cache, else by a build; when the cached one does not work, by a build as well."""
-    if not cached_wheel(environment, version):
+    if not cached_wheel(environment, mmcv):
         require_compiler(environment.info)
         print("setup: building mmcv's operators: 6 to 13 minutes on two cores, once, for pip keeps them", flush=True)
-    output = install_mmcv(environment, version)
+    output = install_mmcv(environment, mmcv)
     fault = operators_fault(environment)
     if fault and not any(map(parse_build_step, output.splitlines())):
         # pip keeps a wheel under its source alone: it may be for another torch, or have no operators
         reason = fault.split(' Cure:')[0]
         print(f'setup: the mmcv that pip had kept does not fit, so it is built anew: {reason}', flush=True)
         require_compiler(environment.info)
-        install_mmcv(environment, version, '--no-cache-dir')
+        install_mmcv(environment, mmcv, '--no-cache-dir')
         fault = operators_fault(environment)
     if fault:
         raise Fault(f'{fault} (output of the build: {environment.log})')
 
 
-def provide_mmcv(environment, version: str) -> None:
+def provide_mmcv(environment, mmcv: Distribution) -> None:
     """Keep an mmcv whose operators work, else install it; never put it over a distribution of another name."""
     names = environment.info['providers']['mmcv']
     fault = operators_fault(environment) if names else 'none installed'
-    if fault and names and 'mmcv' not in names:
+    if fault and names and mmcv.name not in names:
         raise Fault(f'{", ".join(names)}: {fault}')
     if fault:
-        install_or_build(environment, version)
+        install_or_build(environment, mmcv)
