@@ -58,8 +58,6 @@ class PyramidRoIExtractor(BaseModule):
         self.output_size = output_size
         self.sampling_ratio = sampling_ratio
         self.finest_scale = finest_scale
-        roi_layer = dict(type='RoIAlign', output_size=output_size, sampling_ratio=sampling_ratio)
-        self.by_mmcv = StockRoIExtractor(SingleRoIExtractor(roi_layer, out_channels, list(strides), finest_scale))
         self._has_told = False
 
     @property
@@ -105,10 +103,15 @@ class PyramidRoIExtractor(BaseModule):
                       f'is {self.implementation!r})', logger='current')
             self._has_told = True
         if implementation == 'mmcv':
-            return self.by_mmcv(feats)
+            return self._by_mmcv()(feats)
         pyramid = flatten_pyramid(_used_levels(feats, self.num_inputs, self.out_channels), self.featmap_strides)
         return lambda bboxes: roi_align_rows(pyramid, bboxes, self.map_roi_levels(bboxes), self.output_size,
                                              self.sampling_ratio)
+
+    def _by_mmcv(self) -> 'StockRoIExtractor':
+        layer = dict(type='RoIAlign', output_size=self.output_size, sampling_ratio=self.sampling_ratio)
+        strides = list(self.featmap_strides)
+        return StockRoIExtractor(SingleRoIExtractor(layer, self.out_channels, strides, self.finest_scale))
 
 
 def _used_levels(feats: tuple[Tensor, ...], num_inputs: int, out_channels: int) -> tuple[Tensor, ...]:
