@@ -11,7 +11,9 @@ model = dict(
         num_classes=6,
         feat_channels=channels,
         stage=dict(feedforward_channels=4 * channels, dynamic_dim=16),
-        roi_extractor=dict(out_channels=channels)),
+        roi_extractor=dict(out_channels=channels),
+        # More queries an object than the paper's 5: without weights to start from, what there is to learn from counts.
+        criterion=dict(assigner=dict(num_candidates=12))),
     auxiliary_head=dict(in_channels=channels, feat_channels=channels))
 
 max_iters = 3000
@@ -22,4 +24,5 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     optimizer=dict(lr=1.2e-3, weight_decay=0.05), paramwise_cfg=dict(custom_keys=dict(bbox_head=dict(lr_mult=1 / 3))))
+auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(checkpoint=dict(interval=1000, max_keep_ckpts=1))

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 import torch
-from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
+from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor, SingleRoIExtractor
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox2roi
 from mmdet.utils import ConfigType
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
@@ -16,9 +17,12 @@ BoxFeatures = Callable[[Tensor], Tensor]
 """Takes boxes, absolute xyxy in pixels, shape (B, N, 4); gives RoI features, bins first, shape (B * N, P * P, C)."""
 
 
+IMPLEMENTATIONS = ('auto', 'gathered', 'mmcv')
+
+
 @MODELS.register_module()
 class PyramidRoIExtractor(BaseModule):
-    """RoIAlign of all boxes, levels and images at once.
+    """RoIAlign of all boxes of a batch, each on the level that fits it.
 
     Args:
         featmap_strides (Sequence[int]): pixels per cell of each level that is used, finest first.
@@ -26,13 +30,17 @@ class PyramidRoIExtractor(BaseModule):
         output_size (int): bins a side.
         sampling_ratio (int): samples a side in a bin.
         finest_scale (int): a box whose sides average below twice this many pixels goes to the finest level.
+        implementation (str): ``gathered`` reads all levels and images at once and never asks the host; ``mmcv`` runs
+            mmcv's operator level by level, as MMDetection's ``SingleRoIExtractor``, and asks the host once a level;
+            ``auto`` takes ``mmcv`` on a CUDA device and ``gathered`` elsewhere, and logs which.
 
     Raises:
-        ValueError: if a value is not positive or strides do not grow.
+        ValueError: if a value is not positive, strides do not grow, or there is no such implementation.
     """
 
     def __init__(self, *, featmap_strides: tuple[int, ...] = (4, 8, 16, 32), out_channels: int = 256,
-                 output_size: int = 7, sampling_ratio: int = 2, finest_scale: int = 56) -> None:
+                 output_size: int = 7, sampling_ratio: int = 2, finest_scale: int = 56,
+                 implementation: str = 'auto') -> None:
         super().__init__()
         strides = tuple(featmap_strides)
         if not strides or list(strides) != sorted(set(strides)) or strides[0] <= 0:
@@ -41,16 +49,29 @@ class PyramidRoIExtractor(BaseModule):
                                 finest_scale=finest_scale).items():
             if value < 1:
                 raise ValueError(f'{name} of the roi_extractor must be at least 1, got {value!r}')
+        if implementation not in IMPLEMENTATIONS:
+            raise ValueError(f'implementation of the roi_extractor must be one of {", ".join(IMPLEMENTATIONS)}, got '
+                             f'{implementation!r}')
+        self.implementation = implementation
         self.featmap_strides = strides
         self.out_channels = out_channels
         self.output_size = output_size
         self.sampling_ratio = sampling_ratio
         self.finest_scale = finest_scale
+        roi_layer = dict(type='RoIAlign', output_size=output_size, sampling_ratio=sampling_ratio)
+        self.by_mmcv = StockRoIExtractor(SingleRoIExtractor(roi_layer, out_channels, list(strides), finest_scale))
+        self._has_told = False
 
     @property
     def num_inputs(self) -> int:
         """Number of levels that are used."""
         return len(self.featmap_strides)
+
+    def implementation_on(self, device: torch.device) -> str:
+        """``gathered`` or ``mmcv``, whichever runs on a device."""
+        if self.implementation == 'auto':
+            return 'mmcv' if device.type == 'cuda' else 'gathered'
+        return self.implementation
 
     def map_roi_levels(self, bboxes: Tensor) -> Tensor:
         """Level of each box: ``floor(log2(sqrt(area) / finest_scale))``, clamped to the levels there are.
@@ -78,6 +99,13 @@ class PyramidRoIExtractor(BaseModule):
         Raises:
             ValueError: if there are fewer levels than strides, or their channels are not ``out_channels``.
         """
+        implementation = self.implementation_on(feats[0].device)
+        if not self._has_told and not torch.compiler.is_compiling():
+            print_log(f'RoI features on {feats[0].device.type}: {implementation} (implementation of the roi_extractor '
+                      f'is {self.implementation!r})', logger='current')
+            self._has_told = True
+        if implementation == 'mmcv':
+            return self.by_mmcv(feats)
         pyramid = flatten_pyramid(_used_levels(feats, self.num_inputs, self.out_channels), self.featmap_strides)
         return lambda bboxes: roi_align_rows(pyramid, bboxes, self.map_roi_levels(bboxes), self.output_size,
                                              self.sampling_ratio)

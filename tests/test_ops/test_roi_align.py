@@ -1,6 +1,7 @@
 """RoIAlign of a pyramid, against mmcv's operator and against plain loops."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -321,7 +322,72 @@ def test_both_kinds_are_built_from_configs_with_equal_properties():
 
 @pytest.mark.parametrize('wrong', [dict(featmap_strides=()), dict(featmap_strides=(8, 4)), dict(featmap_strides=(4, 4)),
                                    dict(featmap_strides=(0, 4)), dict(output_size=0), dict(sampling_ratio=0),
-                                   dict(finest_scale=0)])
+                                   dict(finest_scale=0), dict(implementation='cuda')])
 def test_values_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PyramidRoIExtractor(**wrong)
+
+
+@pytest.mark.parametrize(('implementation', 'device', 'chosen'), [
+    ('auto', 'cpu', 'gathered'), ('auto', 'meta', 'gathered'), ('auto', 'cuda', 'mmcv'),
+    ('gathered', 'cuda', 'gathered'), ('mmcv', 'cpu', 'mmcv')])
+def test_implementation_is_that_of_the_config_or_fits_the_device(implementation, device, chosen):
+    extractor = PyramidRoIExtractor(implementation=implementation)
+    assert extractor.implementation_on(torch.device(device)) == chosen
+
+
+def test_both_implementations_give_the_same_features_and_gradients():
+    features = make_features(4, dtype=torch.float32)
+    results = []
+    for implementation in ('gathered', 'mmcv'):
+        extractor = PyramidRoIExtractor(out_channels=3, implementation=implementation)
+        value = extractor(features)(mixed_boxes())
+        results.append([value, *torch.autograd.grad(value.square().sum(), features)])
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+
+
+def test_the_extractor_says_once_which_implementation_runs():
+    extractor, features = PyramidRoIExtractor(out_channels=3), make_features(4, dtype=torch.float32)
+    with mock.patch('mmdet_diffusion.roi_extractors.pyramid_roi_extractor.print_log') as told:
+        extractor(features)
+        extractor(features)
+    assert told.call_count == 1
+    assert "on cpu: gathered (implementation of the roi_extractor is 'auto')" in told.call_args.args[0]
+
+
+class LookUp(torch.nn.Module):
+    """What a whole head does with an extractor, small enough to compile."""
+
+    def __init__(self):
+        super().__init__()
+        self.extractor = PyramidRoIExtractor(out_channels=3, implementation='gathered')
+
+    def forward(self, features, bboxes):
+        return self.extractor(features)(bboxes)
+
+
+def test_the_gathered_implementation_compiles_to_one_graph_with_the_same_features_and_gradients():
+    features, bboxes = make_features(4, dtype=torch.float32), mixed_boxes()
+    plain = LookUp()
+    results = []
+    for module in (plain, torch.compile(plain, backend='aot_eager', fullgraph=True)):
+        value = module(features, bboxes)
+        results.append([value, *torch.autograd.grad(value.square().sum(), features)])
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_the_gathered_implementation_can_be_exported():
+    features, bboxes = tuple(level.detach() for level in make_features(4, dtype=torch.float32)), mixed_boxes()
+    exported = torch.export.export(LookUp().eval(), (features, bboxes)).module()
+    torch.testing.assert_close(exported(features, bboxes), LookUp()(features, bboxes))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast_leaves_the_features_in_single_precision(dtype):
+    features = make_features(4, dtype=torch.float32)
+    with torch.autocast('cpu', dtype):
+        value = LookUp()(features, mixed_boxes())
+    assert torch.equal(value, LookUp()(features, mixed_boxes()))
+    assert torch.autograd.grad(value.sum(), features)[0].dtype == torch.float32

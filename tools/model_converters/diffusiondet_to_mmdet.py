@@ -1,4 +1,4 @@
-"""Convert a checkpoint of the authors' DiffusionDet (detectron2 layout; ResNet or Swin) to this package's layout.
+r"""Convert a checkpoint of the authors' DiffusionDet (detectron2 layout; ResNet or Swin) to this package's layout.
 
 Examples:
     python tools/model_converters/diffusiondet_to_mmdet.py diffdet_coco_res50.pth diffusiondet_r50_coco.pth
