@@ -27,6 +27,7 @@ class Case:
     """One recording, the batch that it was made from, and the criterion that should give its losses."""
 
     def __init__(self, folder, form):
+        self.folder, self.form = folder, form
         self.meta = json.loads((GOLDEN / folder / 'meta.json').read_text())
         self.recorded = torch.load(GOLDEN / folder / f'train_federated_{form}.pt', weights_only=True)
         images = torch.load(GOLDEN / folder / 'train_images.pt', weights_only=True)
@@ -139,33 +140,44 @@ def test_matching_equals_the_recorded_one_wherever_that_lost_no_object(case, cri
 
 
 @functools.cache
-def converted_checkpoint():
-    """State dict of mini_r50 in our names, and the recorded name of each of them."""
+def converted_checkpoint(folder):
+    """State dict in our names, and the recorded name of each of them."""
     convert = load_tool('model_converters/diffusiondet_to_mmdet.py').convert
-    state = torch.load(GOLDEN / 'mini_r50' / 'checkpoint.pth', weights_only=True)['model']
+    state = torch.load(GOLDEN / folder / 'checkpoint.pth', weights_only=True)['model']
     numbered = convert({name: torch.full_like(value, number, dtype=torch.float64)
                         for number, (name, value) in enumerate(state.items())})
     names = list(state)
     return convert(state), {name: names[int(value.flatten()[0])] for name, value in numbered.items()}
 
 
-def parameter_gradients(form, dtype, rounding=0.0):
-    """Our gradients of mini_r50 under the recorded names, from the recorded images, boxes and matching.
+def detector_of(case, folder):
+    """The recorded model with its weights, and the recorded names of its parameters."""
+    cfg, meta = case.model_cfg(), case.meta
+    if meta['swin']:
+        cfg.backbone = dict(meta['swin'], type='SwinTransformer', drop_path_rate=0.0)  # as it was recorded
+    else:
+        cfg.backbone.update(depth=50, base_channels=meta['resnet']['base_channels'],
+                            stem_channels=meta['resnet']['stem_channels'])
+    finest = meta['swin']['embed_dims'] if meta['swin'] else meta['resnet']['res2_out']
+    cfg.neck.in_channels = [finest * factor for factor in (1, 2, 4, 8)]
+    cfg.bbox_head.stage.update(num_attn_heads=meta['nheads'], feedforward_channels=meta['dim_feedforward'],
+                               dynamic_dim=meta['dim_dynamic'])
+    detector, (state, names) = build_detector(cfg).train(), converted_checkpoint(folder)
+    detector.load_state_dict(state, strict=True)
+    return detector, names
+
+
+def parameter_gradients(folder, form, dtype, rounding=0.0):
+    """Our gradients under the recorded names, from the recorded images, boxes and matching.
 
     Args:
+        folder: of the recorded model.
         form: of the loss.
         dtype: to compute in.
         rounding: relative size of random errors put into the output of every convolution of the backbone.
     """
-    case = case_of('mini_r50', form)
-    cfg = case.model_cfg()
-    width = case.meta['resnet']['base_channels']
-    cfg.backbone.update(depth=50, base_channels=width, stem_channels=width)
-    cfg.neck.in_channels = [case.meta['resnet']['res2_out'] * factor for factor in (1, 2, 4, 8)]
-    cfg.bbox_head.stage.update(num_attn_heads=case.meta['nheads'], feedforward_channels=case.meta['dim_feedforward'],
-                               dynamic_dim=case.meta['dim_dynamic'])
-    detector, (state, names) = build_detector(cfg).train(), converted_checkpoint()
-    detector.load_state_dict(state, strict=True)
+    case = case_of(folder, form)
+    detector, names = detector_of(case, folder)
     detector, generator = detector.to(dtype), torch.Generator().manual_seed(1)
 
     def perturb(module, inputs, output):
@@ -183,51 +195,59 @@ def parameter_gradients(form, dtype, rounding=0.0):
     return {names[name]: parameter.grad for name, parameter in detector.named_parameters() if parameter.requires_grad}
 
 
-@functools.cache
-def exact_gradients(form):
-    return parameter_gradients(form, torch.float64)
-
-
-@pytest.fixture(scope='module', params=FORMS)
-def gradients(request):
-    """Form, recording and our gradients."""
-    form = request.param
-    return form, case_of('mini_r50', form).recorded, parameter_gradients(form, torch.float32)
+@pytest.fixture(scope='module')
+def gradients(case):
+    return parameter_gradients(case.folder, case.form, torch.float32)
 
 
 def in_backbone(name):
     return name.startswith('backbone.bottom_up.')
 
 
-def test_gradients_of_neck_and_head_equal_the_recorded_ones(gradients):
-    _, recorded, ours = gradients
-    assert set(recorded['grad_norms']) == set(ours)
+# Of neck and head, of the backbone, and of our float32 to our float64. ``test_golden.py`` shows on the same models and
+# images why those of mini_swin and of backbones cannot be 1e-3: rounding of single precision moves them by more.
+TOLERANCES = dict(mini_r50=(1e-3, 1e-2, 1e-3), mini_swin=(1e-2, 3e-2, 1e-2))
+
+
+def differences(gradients, recorded):
+    """Recorded name -> relative difference to a recorded gradient, or to its norm where that alone was recorded."""
+    found = {}
     for name, norm in recorded['grad_norms'].items():
-        if not in_backbone(name):
-            assert abs(ours[name].norm() - norm) <= 1e-3 * norm + 1e-6, name
-            if name in recorded['grads']:
-                assert (ours[name] - recorded['grads'][name]).norm() <= 1e-3 * norm + 1e-6, name
+        if norm > 1e-6:
+            found[name] = float(abs(gradients[name].norm() - norm) / norm)
+            if name in recorded['grads'] and 'downsample' not in name:  # mmdet orders Swin's merged patches differently
+                found[name] = float((gradients[name] - recorded['grads'][name]).norm() / norm)
+    return found
 
 
-def test_gradients_of_the_backbone_equal_the_exact_ones_and_the_recording_is_near_them(gradients):
-    """Rounding moves them over the kinks of ReLUs (``test_golden.py``); the recording is off by up to 0.7 %."""
-    form, recorded, ours = gradients
-    exact = exact_gradients(form)
-    for name, gradient in exact.items():
-        assert (ours[name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-6, name
-        assert abs(recorded['grad_norms'][name] - gradient.norm()) <= 5e-3 * gradient.norm() + 1e-6, name
-        if name in recorded['grads']:
-            assert (recorded['grads'][name] - gradient).norm() <= 1e-2 * gradient.norm() + 1e-6, name
+def test_gradients_equal_the_recorded_ones(case, gradients):
+    assert set(case.recorded['grad_norms']) == set(gradients)
+    found = differences(gradients, case.recorded)
+    assert len(found) >= len(gradients) - 2  # of two biases the gradient is 0
+    neck_and_head, backbone, _ = TOLERANCES[case.folder]
+    wrong = {name: value for name, value in found.items() if value > (backbone if in_backbone(name) else neck_and_head)}
+    assert wrong == {}
 
 
-def test_rounding_of_single_precision_moves_the_exact_gradients_by_more_than_that():
-    moved, exact = parameter_gradients('bce', torch.float64, rounding=5e-6), exact_gradients('bce')
-    differences = [(moved[name] - exact[name]).norm() / exact[name].norm() for name in moved if in_backbone(name)]
-    assert max(differences) > 1e-2
+def test_most_gradients_of_neck_and_head_equal_the_recorded_ones_to_a_ten_thousandth(case, gradients):
+    found = differences(gradients, case.recorded)
+    of_arrays = sorted(found[name] for name in case.recorded['grads'] if name in found and not in_backbone(name))
+    assert len(of_arrays) > 30 and of_arrays[len(of_arrays) // 2] < 1e-4
 
 
-def test_classes_that_are_not_kept_have_no_gradient_in_the_class_layer(gradients):
-    _, recorded, ours = gradients
-    for stage, mask in recorded['fed']['class_mask'].items():
-        bias = ours[f'head.head_series.{stage}.class_logits.bias']
+def test_our_gradients_equal_the_exact_ones(case, gradients):
+    tolerance = TOLERANCES[case.folder][2]
+    for name, exact in parameter_gradients(case.folder, case.form, torch.float64).items():
+        assert (gradients[name] - exact).norm() <= tolerance * exact.norm() + 1e-6, name
+
+
+def test_rounding_of_single_precision_moves_the_exact_gradients_of_the_backbone_by_more_than_the_tolerance():
+    moved, exact = (parameter_gradients('mini_r50', 'bce', torch.float64, rounding) for rounding in (5e-6, 0.0))
+    moves = [(moved[name] - exact[name]).norm() / exact[name].norm() for name in moved if in_backbone(name)]
+    assert max(moves) > TOLERANCES['mini_r50'][1]
+
+
+def test_classes_that_are_not_kept_have_no_gradient_in_the_class_layer(case, gradients):
+    for stage, mask in case.recorded['fed']['class_mask'].items():
+        bias = gradients[f'head.head_series.{stage}.class_logits.bias']
         assert torch.equal(bias != 0, mask > 0)
