@@ -1,5 +1,7 @@
 """Runs MMDetection's own command-line tools with this package imported first."""
 
+import argparse
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -18,7 +20,8 @@ def run_mmdet_tool(name: str) -> None:
         name (str): path in that folder, such as ``train.py``.
 
     Raises:
-        SystemExit: if the installed mmdet does not carry its tools, or no config has the name.
+        SystemExit: if the installed mmdet does not carry its tools, no config has the name, or ``--work-dir`` cannot be
+            written.
     """
     package = Path(mmdet.__file__).resolve().parent
     candidates = [package / '.mim' / 'tools' / name, package.parent / 'tools' / name]
@@ -26,6 +29,7 @@ def run_mmdet_tool(name: str) -> None:
     if script is None:
         raise SystemExit(f'mmdet in {package} carries no tools/{name}; install it with `pip install mmdet==3.3.0`')
     sys.argv[1:] = with_config_path(sys.argv[1:])
+    refuse_unwritable_work_dir(sys.argv[1:])
     runpy.run_path(str(script), run_name='__main__')
 
 
@@ -42,6 +46,23 @@ def with_config_path(args: list[str]) -> list[str]:
         return [*args[:index], config_path(args[index]), *args[index + 1:]]
     except ValueError as error:
         raise SystemExit(f'{error}; a path needs its .py') from error
+
+
+def refuse_unwritable_work_dir(args: list[str]) -> None:
+    """Stop before anything is built or trained that could not be saved.
+
+    Raises:
+        SystemExit: if ``--work-dir`` is or lies in something that is no folder or may not be written.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--work-dir', type=Path)
+    work_dir = parser.parse_known_args(args)[0].work_dir
+    if work_dir is None:
+        return
+    nearest = next(path for path in (work_dir.absolute(), *work_dir.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        fault = 'may not be written' if nearest.is_dir() else 'is no folder'
+        raise SystemExit(f'--work-dir {work_dir} cannot be made: {nearest} {fault}. Give another folder')
 
 
 def _is_bare_name(arg: str) -> bool:

@@ -109,6 +109,43 @@ def test_flops_are_counted_without_further_arguments(options):
     assert re.search(r'Flops:\s*[\d.]+[GM]', printed)
 
 
+@pytest.fixture(scope='module')
+def results(checkpoint, options, tmp_path_factory):
+    file = tmp_path_factory.mktemp('results') / 'results.pkl'
+    run(STOCK / 'test.py', CONFIG, checkpoint, '--work-dir', file.parent, '--out', file, '--cfg-options', *options)
+    return file
+
+
+def test_results_can_be_analysed(results, options, tmp_path):
+    run(STOCK / 'analysis_tools' / 'analyze_results.py', CONFIG, results, tmp_path, '--topk', '2', '--cfg-options',
+        *options)
+    assert {path.parent.name for path in tmp_path.rglob('*.png')} == {'good', 'bad'}
+
+
+def test_a_confusion_matrix_is_drawn(results, options, tmp_path):
+    run(STOCK / 'analysis_tools' / 'confusion_matrix.py', CONFIG, results, tmp_path, '--cfg-options', *options,
+        MPLBACKEND='agg')
+    assert (tmp_path / 'confusion_matrix.png').stat().st_size > 0
+
+
+def test_the_data_set_can_be_looked_at(options, tmp_path):
+    run(STOCK / 'analysis_tools' / 'browse_dataset.py', CONFIG, '--not-show', '--output-dir', tmp_path, '--cfg-options',
+        *options)
+    assert len(list(tmp_path.rglob('*.png'))) == 12
+
+
+def test_the_config_is_printed_with_its_overrides():
+    printed = run(STOCK / 'misc' / 'print_config.py', CONFIG, '--cfg-options', 'model.test_cfg.eta=0.25')
+    assert "type='DynamicDiffusionHead'" in printed and 'eta=0.25' in printed
+
+
+def test_a_work_folder_that_cannot_be_made_stops_the_training_at_once(tmp_path):
+    (tmp_path / 'file').touch()
+    printed = run(OURS / 'train.py', CONFIG, '--work-dir', tmp_path / 'file' / 'work', code=1)
+    assert f'file/work cannot be made: {tmp_path}/file is no folder. Give another folder' in printed
+    assert 'Traceback' not in printed
+
+
 def test_inferencer_takes_a_config_object_and_a_checkpoint(checkpoint, shapes):
     inferencer = DetInferencer(model=Config.fromfile(REPOSITORY / CONFIG), weights=str(checkpoint), device='cpu',
                                show_progress=False)

@@ -10,11 +10,15 @@ model = dict(
     bbox_head=dict(
         num_classes=6,
         feat_channels=channels,
+        # At the price of 3 stages of 100 boxes, 5 of 60 reach a higher AP.
+        num_proposals=60,
+        num_stages=5,
         stage=dict(feedforward_channels=4 * channels, dynamic_dim=16),
         roi_extractor=dict(out_channels=channels),
         # More queries an object than the paper's 5: without weights to start from, what there is to learn from counts.
         criterion=dict(assigner=dict(num_candidates=12))),
-    auxiliary_head=dict(in_channels=channels, feat_channels=channels))
+    auxiliary_head=dict(in_channels=channels, feat_channels=channels),
+    test_cfg=dict(num_proposals=300))  # more than in training: small objects need them
 
 max_iters = 3000
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)

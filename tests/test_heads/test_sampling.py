@@ -5,6 +5,8 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from mmdet_diffusion.structures import StageOutputs
@@ -138,6 +140,27 @@ def test_batched_equals_single_for_images_of_different_size_in_equal_padding(mod
         alone, = detect(model, images[index:index + 1], [img_id], img_shapes=[(height, width)], **settings)
         assert_same_detections(together[index], alone)
         assert alone.bboxes[:, 2].max() <= width and alone.bboxes[:, 3].max() <= height
+
+
+@pytest.fixture(scope='module')
+def exact_model():
+    return lively_detector().double()
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data(), steps=st.sampled_from([1, 4]), seed=st.integers(0, 2**31), num_boxes=st.integers(1, 60))
+def test_any_batch_gives_what_its_images_give_alone(exact_model, data, steps, seed, num_boxes):
+    num_images = data.draw(st.integers(2, 4))
+    sides = st.tuples(st.integers(16, HEIGHT), st.integers(16, WIDTH))
+    shapes = data.draw(st.lists(sides, min_size=num_images, max_size=num_images))
+    img_ids = data.draw(st.lists(st.integers(0, 99), min_size=num_images, max_size=num_images))
+    images = torch.randn((num_images, 3, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(seed)).double()
+    dial = dict(seed=seed, sampling_timesteps=steps, num_proposals=num_boxes)
+    together = detect(exact_model, images, img_ids, img_shapes=shapes, **dial)
+    for index, of_batch in enumerate(together):
+        alone, = detect(exact_model, images[index:index + 1], img_ids[index:index + 1],
+                        img_shapes=shapes[index:index + 1], **dial)
+        assert_same_detections(of_batch, alone, atol=1e-6)
 
 
 def test_two_images_give_two_results_at_four_steps(model, images):
