@@ -1,8 +1,7 @@
 """From nothing to a trained, tested and pictured DiffusionDet on shapes that it draws itself.
 
 Makes the data, trains with tools/train.py, tests the same weights at several settings of the dial, and draws two
-pictures. On a GPU it uses that, else two processes of one thread each: tensors this small gain little from more threads
-in one process. A training that has finished is not repeated: delete the work folder to train again.
+pictures. On a GPU it uses that. A training that has finished is not repeated: delete the work folder to train again.
 """
 
 import argparse
@@ -13,15 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 REPOSITORY = Path(__file__).resolve().parents[1]
-CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_2xb4-3k_shapes.py'
-BOXES = 100
-# Launcher, arguments and options of a training with 8 images a step.
-ON_ONE_GPU = ([], [], ['train_dataloader.batch_size=8'])
-ON_TWO_PROCESSES = (['-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone'], ['--launcher', 'pytorch'],
-                    ['env_cfg.dist_cfg.backend=gloo', 'model_wrapper_cfg.device_ids=None'])
+CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-3600it_shapes.py'
+SETTINGS = ('1x64', '4x64', '1x300', '4x300')  # steps x boxes; 64 boxes as in training
 
 
 class Demo:
@@ -58,9 +51,7 @@ class Demo:
             print(f'{self.work_dir} holds a trained model, which is used; delete the folder to train again')
             return None
         start = time.perf_counter()
-        launcher, arguments, options = (ON_ONE_GPU if torch.cuda.is_available() else ON_TWO_PROCESSES)
-        run(*launcher, 'tools/train.py', CONFIG, *arguments, '--work-dir', self.work_dir, '--cfg-options',
-            *self.options, *options)
+        run('tools/train.py', CONFIG, '--work-dir', self.work_dir, '--cfg-options', *self.options)
         return (time.perf_counter() - start) / 60
 
     def checkpoint(self) -> Path | None:
@@ -71,9 +62,8 @@ class Demo:
 
     def test(self) -> None:
         """Test the same weights with more steps and more boxes."""
-        run('tools/analysis_tools/test_settings.py', CONFIG, self.checkpoint(), '--settings', f'1x{BOXES}',
-            f'4x{BOXES}', f'1x{3 * BOXES}', f'4x{3 * BOXES}', '--work-dir', self.work_dir / 'test', '--out',
-            self.work_dir / 'settings.json', '--cfg-options', *self.options)
+        run('tools/analysis_tools/test_settings.py', CONFIG, self.checkpoint(), '--settings', *SETTINGS, '--work-dir',
+            self.work_dir / 'test', '--out', self.work_dir / 'settings.json', '--cfg-options', *self.options)
 
     def draw(self) -> None:
         """Draw the two pictures."""
@@ -91,13 +81,12 @@ class Demo:
         self.draw()
 
 
-def run(*args: object) -> None:
+def run(script: str, *args: object) -> None:
     """Run one of the tools as a user would; stop the demo where it fails."""
-    command = [sys.executable, *map(str, args)]
+    command = [sys.executable, script, *map(str, args)]
     print(f'\n$ {shlex.join(["python", *command[1:]])}', flush=True)
     code = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
     if code:
-        script = next(arg for arg in command if arg.endswith('.py'))
         sys.exit(f'the demo stopped: {script} failed with code {code}; its message stands above')
 
 
