@@ -279,7 +279,7 @@ class GradientTolerances(NamedTuple):
 
 GRADIENTS = dict(
     mini_r50=GradientTolerances(neck_and_head=1e-3, backbone=5e-3, to_exact=1e-3, rounding=5e-6),
-    mini_swin=GradientTolerances(neck_and_head=1e-2, backbone=3e-2, to_exact=1e-2, rounding=1e-6))
+    mini_swin=GradientTolerances(neck_and_head=1e-2, backbone=3e-2, to_exact=3e-2, rounding=1e-6))
 
 
 def recorded_norms(golden, backbone):
