@@ -24,7 +24,7 @@ from mmdet_diffusion.testing import REPOSITORY, data_sample, load_config
 FOLDER = REPOSITORY / 'configs' / 'diffusiondet'
 NAMES = sorted(path.name for path in FOLDER.glob('*.py'))
 COCO = 'diffusiondet_r50_fpn_8xb2-450k_coco.py'
-NAME = re.compile(r'diffusiondet_[a-z0-9-]+_[a-z0-9-]+(_[a-z0-9.-]+)?_(\d+)xb(\d+)-(\d+)k_([a-z0-9-]+)'
+NAME = re.compile(r'diffusiondet_[a-z0-9-]+_[a-z0-9-]+(_[a-z0-9.-]+)?_(\d+)xb(\d+)-([\d.]+)k_([a-z0-9-]+)'
                   r'(_test-[a-z0-9-]+)?\.py')
 ONE_GPU = 'diffusiondet_r50_fpn_1xb4-180k_coco.py'
 SHORT_SIDES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
@@ -76,7 +76,7 @@ def test_no_config_inherits_from_another_package(path):
 def test_the_name_is_lower_case_and_says_batch_and_schedule(name):
     assert name == name.lower()
     assert NAME.fullmatch(name), name
-    processes, batch, thousands = map(int, NAME.fullmatch(name).groups()[1:4])
+    processes, batch, thousands = map(float, NAME.fullmatch(name).groups()[1:4])
     cfg = load_config(name)
     assert cfg.train_dataloader.batch_size == batch
     assert cfg.auto_scale_lr.base_batch_size == (16 if name == ONE_GPU else processes * batch)

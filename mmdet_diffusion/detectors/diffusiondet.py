@@ -59,9 +59,6 @@ class DiffusionDet(SingleStageDetector):
         Raises:
             ValueError: if they do not fit the head and that could not be seen when the model was built.
         """
-        if batch_inputs.device.type == 'cpu' and not torch.is_grad_enabled():
-            # Convolutions keep this layout: on the CPU their faster one, and that of the RoI extractor's table.
-            batch_inputs = batch_inputs.contiguous(memory_format=torch.channels_last)
         feats = super().extract_feat(batch_inputs)
         if not self._pyramid_is_checked:
             source = pyramid_source(self.backbone, getattr(self, 'neck', None))

@@ -37,7 +37,7 @@ class DynamicConv(nn.Module):
         """
         if torch.is_grad_enabled() or proposal_features.device.type != 'cpu':
             return self._interact(proposal_features, roi_features)
-        # 500 proposals write 65 MB of filters: memory that has to be fetched from the system each time. Pieces reuse it.
+        # 500 proposals write 65 MB of filters: memory that the system has to provide each time. Pieces reuse it.
         pieces = zip(proposal_features.split(PIECE), roi_features.split(PIECE), strict=True)
         return torch.cat([self._interact(*piece) for piece in pieces])
 

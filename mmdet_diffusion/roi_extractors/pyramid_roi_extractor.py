@@ -35,7 +35,7 @@ class PyramidRoIExtractor(BaseModule):
             ``auto`` takes ``mmcv`` on a CUDA device and ``gathered`` elsewhere, and logs which.
 
     Raises:
-        ValueError: if a value is not positive, strides do not grow, or there is no such implementation.
+        ValueError: if a value is no positive integer, strides do not grow, or there is no such implementation.
     """
 
     def __init__(self, *, featmap_strides: tuple[int, ...] = (4, 8, 16, 32), out_channels: int = 256,
@@ -45,10 +45,10 @@ class PyramidRoIExtractor(BaseModule):
         strides = tuple(featmap_strides)
         if not strides or list(strides) != sorted(set(strides)) or strides[0] <= 0:
             raise ValueError(f'featmap_strides of the roi_extractor must be positive and grow, got {strides}')
-        for name, value in dict(output_size=output_size, sampling_ratio=sampling_ratio,
+        for name, value in dict(out_channels=out_channels, output_size=output_size, sampling_ratio=sampling_ratio,
                                 finest_scale=finest_scale).items():
-            if value < 1:
-                raise ValueError(f'{name} of the roi_extractor must be at least 1, got {value!r}')
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'{name} of the roi_extractor must be an integer of at least 1, got {value!r}')
         if implementation not in IMPLEMENTATIONS:
             raise ValueError(f'implementation of the roi_extractor must be one of {", ".join(IMPLEMENTATIONS)}, got '
                              f'{implementation!r}')
@@ -159,7 +159,8 @@ class StockRoIExtractor(BaseModule):
 
     def forward(self, feats: tuple[Tensor, ...]) -> BoxFeatures:
         """As :meth:`PyramidRoIExtractor.forward`; float32, since half-precision boxes are off by whole pixels."""
-        levels = tuple(level.float() for level in _used_levels(feats, self.num_inputs, self.out_channels))
+        # mmcv's operator reads channels-last maps as if they were channels-first, without a word.
+        levels = tuple(level.float().contiguous() for level in _used_levels(feats, self.num_inputs, self.out_channels))
 
         def look_up(bboxes: Tensor) -> Tensor:
             # mmcv's operator on the CPU refuses boxes with x2 < x1.

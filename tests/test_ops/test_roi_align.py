@@ -322,7 +322,8 @@ def test_both_kinds_are_built_from_configs_with_equal_properties():
 
 @pytest.mark.parametrize('wrong', [dict(featmap_strides=()), dict(featmap_strides=(8, 4)), dict(featmap_strides=(4, 4)),
                                    dict(featmap_strides=(0, 4)), dict(output_size=0), dict(sampling_ratio=0),
-                                   dict(finest_scale=0), dict(implementation='cuda')])
+                                   dict(finest_scale=0), dict(output_size=7.5), dict(out_channels=0),
+                                   dict(sampling_ratio='2'), dict(implementation='cuda')])
 def test_values_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PyramidRoIExtractor(**wrong)
@@ -345,6 +346,14 @@ def test_both_implementations_give_the_same_features_and_gradients():
         results.append([value, *torch.autograd.grad(value.square().sum(), features)])
     for mine, other in zip(*results, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize('implementation', ['gathered', 'mmcv'])
+def test_the_layout_of_the_features_does_not_matter(implementation):
+    features = make_features(4, channels=8, dtype=torch.float32)
+    last = tuple(level.contiguous(memory_format=torch.channels_last) for level in features)
+    look_up = PyramidRoIExtractor(out_channels=8, implementation=implementation)
+    assert torch.equal(look_up(features)(mixed_boxes()), look_up(last)(mixed_boxes()))
 
 
 def test_the_extractor_says_once_which_implementation_runs():

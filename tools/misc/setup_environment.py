@@ -125,8 +125,8 @@ def read_lock(stack: str) -> dict[str, str]:
 
 def distributions(lock: dict[str, str]) -> dict[str, str]:
     """Of the modules that more than one distribution brings, the one in the lock."""
-    openmmlab = {module: fork if fork in lock else module for module, fork in FORKS.items()}
-    return {**openmmlab, 'cv2': 'opencv-python-headless'}
+    by_module = {module: fork if fork in lock else module for module, fork in FORKS.items()}
+    return {**by_module, 'cv2': 'opencv-python-headless'}
 
 
 def kept_modules(lock: dict[str, str], providers: dict[str, list[str]]) -> list[str]:

@@ -1,0 +1,39 @@
+"""From images to detections: the way RoI features are computed and the layout of memory change nothing."""
+
+import pytest
+import torch
+
+from mmdet_diffusion.testing import build_detector, data_sample, small_model_cfg
+
+HEIGHT, WIDTH = 96, 128
+
+
+def detections(roi_extractor, memory_format):
+    cfg = small_model_cfg()
+    own = cfg['bbox_head']['roi_extractor']
+    if roi_extractor == 'SingleRoIExtractor':
+        layer = dict(type='RoIAlign', output_size=own.get('output_size', 7), sampling_ratio=2)
+        cfg['bbox_head']['roi_extractor'] = dict(type='SingleRoIExtractor', roi_layer=layer,
+                                                 out_channels=own['out_channels'],
+                                                 featmap_strides=own['featmap_strides'])
+    else:
+        own['implementation'] = roi_extractor
+    cfg['test_cfg'] = dict(seed=0, sampling_timesteps=2, nms=None)
+    model = build_detector(cfg).eval().to(memory_format=memory_format)
+    for stage in model.bbox_head.stages:  # scores far enough from each other to keep their order
+        torch.nn.init.normal_(stage.fc_cls.weight, std=0.7, generator=torch.Generator().manual_seed(0))
+    images = torch.rand((2, 3, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(0))
+    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
+    samples = [data_sample(*nothing, (HEIGHT, WIDTH), img_id=img_id) for img_id in (1, 2)]
+    images = images.contiguous(memory_format=memory_format)
+    return [sample.pred_instances for sample in model.predict(images, samples, rescale=False)]
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('roi_extractor', ['gathered', 'mmcv', 'SingleRoIExtractor'])
+def test_detections_are_the_same(roi_extractor, memory_format):
+    expected = detections('gathered', torch.contiguous_format)
+    for found, wanted in zip(detections(roi_extractor, memory_format), expected, strict=True):
+        torch.testing.assert_close(found.scores, wanted.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.bboxes, wanted.bboxes, rtol=0, atol=1e-4 * WIDTH)
+        assert torch.equal(found.labels, wanted.labels)
