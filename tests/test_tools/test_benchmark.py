@@ -21,7 +21,7 @@ import benchmark_rows as rows  # noqa: E402
 import benchmark_timing as timing  # noqa: E402
 import matrix_products  # noqa: E402
 
-CONFIG = str(REPOSITORY / 'configs' / 'diffusiondet' / 'diffusiondet_r18_fpn_1xb4-3.6k_shapes.py')
+CONFIG = str(REPOSITORY / 'configs' / 'diffusiondet' / 'diffusiondet_r18_fpn_1xb4-3.8k_shapes.py')
 CPU = torch.device('cpu')
 IMAGE = (64, 96)
 

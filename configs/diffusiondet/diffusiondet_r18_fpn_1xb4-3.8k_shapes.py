@@ -18,9 +18,9 @@ model = dict(
         # More queries an object than the paper's 5: without weights to start from, what there is to learn from counts.
         criterion=dict(assigner=dict(num_candidates=12))),
     auxiliary_head=dict(in_channels=channels, feat_channels=channels),
-    test_cfg=dict(num_proposals=300))  # more than in training: small objects need them
+    test_cfg=dict(num_proposals=500))  # more than in training: small objects need them
 
-max_iters = 3600
+max_iters = 3800
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
@@ -31,4 +31,4 @@ optim_wrapper = dict(
     optimizer=dict(lr=1.2e-3, weight_decay=0.05, foreach=True),
     clip_grad=dict(foreach=True),
     paramwise_cfg=dict(custom_keys=dict(bbox_head=dict(lr_mult=1 / 3))))
-default_hooks = dict(checkpoint=dict(interval=1200, max_keep_ckpts=1))
+default_hooks = dict(checkpoint=dict(interval=1900, max_keep_ckpts=1))
