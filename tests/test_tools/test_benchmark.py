@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -144,6 +145,26 @@ def test_a_ratio_meets_what_it_reaches(ratio, verdict):
 @pytest.mark.parametrize(('ratio', 'verdict'), [(1.01, 'no'), (1.0, 'least'), (0.99, 'aim')])
 def test_memory_has_to_be_lower_to_meet_the_aim(ratio, verdict):
     assert rows.Target(1.0, 1.0, at_most=True).met(ratio) == verdict
+
+
+def test_the_share_of_matching_pays_the_optimiser_once():
+    # 16 images in steps of 2: 8 times forward and backward (4 s, then 6 s), once the optimiser (1 s).
+    times = {'ours': timing.Samples((5.0, 7.0)), 'ours without optimiser': timing.Samples((4.0, 6.0)),
+             'matching': timing.Samples((3.3, 4.9))}
+    row = rows.matching_share(SimpleNamespace(sizes=models.Sizes(), training_times=times))
+    assert row.reference.values == (33.0, 49.0)
+    assert row.ratio == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize('optimise', [True, False])
+def test_a_training_step_moves_weights_only_with_its_optimiser(optimise):
+    config = Config.fromfile(CONFIG)
+    trained = models.build_model(config, 20, stock=False)
+    before = {name: value.clone() for name, value in trained.named_parameters()}
+    models.training_step(trained, config, models.QUICK, optimise=optimise)()
+    moved = [name for name, value in trained.named_parameters() if not torch.equal(value, before[name])]
+    assert bool(moved) == optimise
+    assert all(value.grad is None for value in trained.parameters())
 
 
 # Matrix products ------------------------------------------------------------------------------------------------------
