@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 from contextlib import redirect_stdout
 from types import SimpleNamespace
 
@@ -11,16 +10,12 @@ import torch
 from mmengine.config import Config
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmdet_diffusion.testing import REPOSITORY
+from mmdet_diffusion.testing import REPOSITORY, load_tool
 
-sys.path.insert(0, str(REPOSITORY / 'tools' / 'analysis_tools'))
-
-import benchmark_growth as growth  # noqa: E402
-import benchmark_head as benchmark  # noqa: E402
-import benchmark_models as models  # noqa: E402
-import benchmark_rows as rows  # noqa: E402
-import benchmark_timing as timing  # noqa: E402
-import matrix_products  # noqa: E402
+growth, benchmark, models, rows, timing, matrix_products = (
+    load_tool(f'analysis_tools/{name}.py') for name in (
+        'benchmark_growth', 'benchmark_head', 'benchmark_models', 'benchmark_rows', 'benchmark_timing',
+        'matrix_products'))
 
 CONFIG = str(REPOSITORY / 'configs' / 'diffusiondet' / 'diffusiondet_r18_fpn_1xb4-3600it_shapes.py')
 CPU = torch.device('cpu')
@@ -71,6 +66,15 @@ def test_the_surroundings_and_operators_are_saved(result):
     one, two, step = saved['operators']
     assert 0 < one['operators'] < two['operators'] and step['operators'] > 0
     assert one['reads'] == two['reads'] == 0
+
+
+def test_the_count_of_sampling_names_the_gathered_extractor_whatever_the_config_takes():
+    config = Config.fromfile(CONFIG)
+    config.model.bbox_head.roi_extractor.implementation = 'mmcv'
+    bench = rows.Bench(config=config, device=CPU, sizes=models.QUICK, repetitions=5, memory_runs=1)
+    one, two, _ = load_tool('analysis_tools/benchmark_operators.py').operator_counts(bench)
+    assert all(count['what'].startswith('sampling with gathered RoI features') for count in (one, two))
+    assert bench.ours.bbox_head.roi_extractor.implementation == 'mmcv'
 
 
 def test_a_result_is_not_overwritten_unless_told(tmp_path, capsys):

@@ -26,12 +26,13 @@ NOTES = (
     'Boxes of the RoI and head rows have sides from 16 pixels to those of the image, log-uniform, and so have those '
     'that renewal draws. Whole inference starts from noise.',
     'A training step is forward, backward and optimiser. Matching + losses are forward and backward to the outputs of '
-    'the head, held against a training step whose forward and backward are scaled up by the number of images, and whose '
+    'the head, held against a training step whose forward and backward are scaled up by the number of images, while '
     'clipping and optimiser are paid once.',
     'Peak memory: what building the model and two training steps add to the peak of a process (on a CPU the resident '
     'size, on a GPU that of tensors).',
-    'Reads and uploads are waits between host and GPU. Sampling was counted on the meta device; on a CPU the reads of '
-    'training include those of host tables, and its uploads are not seen.',
+    'Reads and uploads are waits between host and GPU. Sampling was counted on the meta device with '
+    "implementation='gathered' of the RoI extractor, whatever the times above were measured with. On a CPU the reads "
+    'of training include those of host tables, and its uploads are not seen.',
 )
 
 
