@@ -42,8 +42,8 @@ class OperatorCount:
     that live on the host by design included, and uploads cannot be seen. One kind of read is not seen there either: a
     copy to a ``torch.device``, which mostly is that of another tensor, and then the GPU's on a GPU; only ``cpu()`` and
     ``to('cpu')`` say that they mean the host. With ``'meta'`` and modules and inputs on the meta device that device
-    stands for a GPU: every read counts and raises, host tables do not count, uploads do. So a pass over ``'meta'`` shows
-    without a GPU that nothing waits.
+    stands for a GPU: every read counts and raises, host tables do not count, uploads do. So a pass over ``'meta'``
+    shows without a GPU that nothing waits.
 
     Only what goes through torch's dispatcher is seen: the insides of mmcv's operators are not. An upload with
     ``non_blocking=True`` is assumed to come from pinned memory; CUDA may wait where it does not.
