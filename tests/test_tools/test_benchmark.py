@@ -17,7 +17,9 @@ growth, benchmark, models, rows, timing, matrix_products = (
         'benchmark_growth', 'benchmark_head', 'benchmark_models', 'benchmark_rows', 'benchmark_timing',
         'matrix_products'))
 
-CONFIG = str(REPOSITORY / 'configs' / 'diffusiondet' / 'diffusiondet_r18_fpn_1xb4-3600it_shapes.py')
+NAME = 'diffusiondet_r18_fpn_1xb4-3600it_shapes'
+CONFIG = str(REPOSITORY / 'configs' / 'diffusiondet' / f'{NAME}.py')
+TOOLS = pytest.mark.parametrize('tool', [benchmark, growth], ids=['head', 'growth'])
 CPU = torch.device('cpu')
 IMAGE = (64, 96)
 
@@ -93,6 +95,36 @@ def test_numbers_that_measure_nothing_are_refused(option, capsys):
     with pytest.raises(SystemExit):
         benchmark.main([CONFIG, option, '0'])
     assert f'{option} must be at least' in capsys.readouterr().err
+
+
+def test_a_config_is_taken_by_its_bare_name():
+    config = benchmark.read_config(*benchmark.parse_args([NAME, '--cfg-options', 'model.bbox_head.num_stages=2']))
+    assert config.filename == CONFIG and config.model.bbox_head.num_stages == 2
+
+
+@TOOLS
+@pytest.mark.parametrize(('config', 'message'), [('no_such_name', "no config is called 'no_such_name'"),
+                                                 ('no_such_file.py', 'no_such_file.py')])
+def test_a_config_that_is_not_there_ends_with_a_message(tool, config, message, capsys):
+    with pytest.raises(SystemExit):
+        tool.main([config, '--quick'])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@TOOLS
+@pytest.mark.parametrize(('device', 'message'), [('gpu', "'gpu' cannot be used: "), ('cuda:99', "'cuda:99' cannot be"),
+                                                 ('meta', "'meta' cannot be timed; give cpu or cuda")])
+def test_a_device_that_cannot_be_measured_on_is_refused(tool, device, message, capsys):
+    with pytest.raises(SystemExit):
+        tool.main([CONFIG, '--quick', '--device', device])
+    assert f'argument --device: {message}' in capsys.readouterr().err
+
+
+@TOOLS
+def test_another_extractor_ends_with_a_message(tool, capsys):
+    with pytest.raises(SystemExit):
+        tool.main([CONFIG, '--quick', '--cfg-options', 'model.bbox_head.roi_extractor.type=SingleRoIExtractor'])
+    assert 'must be PyramidRoIExtractor' in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_config_with_the_stock_extractor_is_refused():
@@ -211,7 +243,7 @@ def test_operands_keep_their_layout_and_results_their_memory():
 
 def test_growth_is_measured_fitted_plotted_and_saved(tmp_path, capsys):
     out, picture = tmp_path / 'growth.json', tmp_path / 'growth.png'
-    assert growth.main([CONFIG, '--quick', '--repetitions', '1', '--out', str(out), '--plot', str(picture)]) == 0
+    assert growth.main([NAME, '--quick', '--repetitions', '1', '--out', str(out), '--plot', str(picture)]) == 0
     saved = json.loads(out.read_text())['series']
     assert [series['grows'] for series in saved] == ['boxes', 'steps', 'images', 'objects']
     printed = capsys.readouterr().out
