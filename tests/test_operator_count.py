@@ -26,7 +26,7 @@ NO_WAITS = dict(
     index_by_numbers=lambda: VALUES[COUNTS - 1], where=lambda: torch.where(MASK, VALUES, 0.0),
     masked_fill=lambda: VALUES.masked_fill(MASK, 0.0), topk=lambda: VALUES.topk(2), sort=lambda: VALUES.sort(),
     repeat_with_size=lambda: COUNTS.repeat_interleave(COUNTS, output_size=3), unbind=lambda: list(VALUES),
-    dtype=lambda: VALUES.to(torch.float64), device_of_another=lambda: VALUES.to(COUNTS.device),
+    dtype=lambda: VALUES.to(torch.float64), device_of_another=lambda: (VALUES + 1).to(COUNTS.device),
     shape=lambda: VALUES.size(0), backward=lambda: _gradient())
 
 
@@ -56,7 +56,7 @@ UPLOADS = dict(
     tensor_by_keyword=lambda: torch.tensor(data=[1.0], device='meta'),
     new_tensor_by_keyword=lambda: ON_META.new_tensor(data=[1.0]),
     as_tensor=lambda: torch.as_tensor([1.0], device='meta'),
-    as_tensor_of_a_tensor=lambda: torch.as_tensor(VALUES, torch.float64, 'meta'),
+    as_tensor_of_a_tensor=lambda: torch.as_tensor(VALUES, device='meta'),
     to=lambda: VALUES.to('meta'),
     to_like=lambda: VALUES.to(ON_META), copy=lambda: torch.empty_like(ON_META).copy_(VALUES))
 
