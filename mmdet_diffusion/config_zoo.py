@@ -40,3 +40,23 @@ def config_path(name: str) -> str:
         raise ValueError(f'no config is called {name!r}; ' + (f'near it: {", ".join(near)}' if near else
                                                               'mmdet_diffusion.list_configs() gives their names'))
     return str(config_folder() / 'diffusiondet' / f'{stem}.py')
+
+
+def resolve_config(config: str) -> str:
+    """Path of a config that a command line gives by its name or by its path.
+
+    Args:
+        config (str): a name as :func:`config_path` takes it, without ``.py``; or a path, which is given back: that of a
+            file that is there, or what has a folder or a suffix.
+
+    Raises:
+        ValueError: if it looks like a name, and no config has it; names those that are spelt alike.
+    """
+    path = Path(config)
+    is_path = path.is_file() or path.suffix or len(path.parts) != 1
+    if is_path and config not in list_configs():  # names may have a dot
+        return config
+    try:
+        return config_path(config)
+    except ValueError as error:
+        raise ValueError(f'{error}; a path needs its .py') from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mmdet
 
-from .config_zoo import config_path
+from .config_zoo import resolve_config
 
 
 def run_mmdet_tool(name: str) -> None:
@@ -40,12 +40,12 @@ def with_config_path(args: list[str]) -> list[str]:
         SystemExit: if it looks like a name, and no config has it.
     """
     index = next((index for index, arg in enumerate(args) if not (arg.startswith('--') and '=' in arg)), len(args))
-    if index == len(args) or args[index].startswith('-') or not _is_bare_name(args[index]):
+    if index == len(args) or args[index].startswith('-'):
         return args
     try:
-        return [*args[:index], config_path(args[index]), *args[index + 1:]]
+        return [*args[:index], resolve_config(args[index]), *args[index + 1:]]
     except ValueError as error:
-        raise SystemExit(f'{error}; a path needs its .py') from error
+        raise SystemExit(str(error)) from error
 
 
 def refuse_unwritable_work_dir(args: list[str]) -> None:
@@ -63,7 +63,3 @@ def refuse_unwritable_work_dir(args: list[str]) -> None:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         fault = 'may not be written' if nearest.is_dir() else 'is no folder'
         raise SystemExit(f'--work-dir {work_dir} cannot be made: {nearest} {fault}. Give another folder')
-
-
-def _is_bare_name(arg: str) -> bool:
-    return Path(arg).suffix not in ('.py', '.json', '.yml', '.yaml') and len(Path(arg).parts) == 1

@@ -20,7 +20,7 @@ INDEXING = frozenset(('index', 'index_put', 'index_put_', '_index_put_impl_', '_
 COPIES = frozenset(('_to_copy', 'copy_', '_copy_from'))
 # Methods that leave no trace among the operators when a tensor is on the host already.
 SILENT_READS = frozenset(('tolist', 'numpy', 'cpu', '__array__'))
-MAKE_FROM_HOST_DATA = frozenset(('tensor', 'new_tensor', 'as_tensor'))
+MAKE_FROM_HOST_DATA = dict(tensor=0, new_tensor=1, as_tensor=0)  # place of the data among the arguments
 
 
 class Wait(NamedTuple):
@@ -38,12 +38,15 @@ class Wait(NamedTuple):
 class OperatorCount:
     """Counts what is dispatched while it is entered.
 
-    The device decides what a wait is. With ``'cpu'`` every read counts as if the tensors were on a GPU, those of tables
-    that live on the host by design included, and uploads cannot be seen. With ``'meta'`` and modules and inputs on the
-    meta device that device stands for a GPU: a read counts and raises, host tables do not count, uploads do. So a pass
-    over ``'meta'`` shows without a GPU that nothing waits.
+    The device decides what a wait is. With ``'cpu'`` reads count as if the tensors were on a GPU, those of tables
+    that live on the host by design included, and uploads cannot be seen. One kind of read is not seen there either: a
+    copy to a ``torch.device``, which mostly is that of another tensor, and then the GPU's on a GPU; only ``cpu()`` and
+    ``to('cpu')`` say that they mean the host. With ``'meta'`` and modules and inputs on the meta device that device
+    stands for a GPU: every read counts and raises, host tables do not count, uploads do. So a pass over ``'meta'``
+    shows without a GPU that nothing waits.
 
-    Only what goes through torch's dispatcher is seen: the insides of mmcv's operators are not.
+    Only what goes through torch's dispatcher is seen: the insides of mmcv's operators are not. An upload with
+    ``non_blocking=True`` is assumed to come from pinned memory; CUDA may wait where it does not.
 
     Args:
         device (str): type of the device that counts as the GPU.
@@ -130,10 +133,18 @@ class _Functions(TorchFunctionMode):
         if self.count.device == 'cpu' and self._is_silent_read(name, args, kwargs):
             self.count.reads.append(Wait(name, _caller()))
         result = func(*args, **kwargs)
-        if (name in MAKE_FROM_HOST_DATA and self.count.device != 'cpu' and self.count.on_device(result)
-                and not isinstance(args[-1], Tensor)):
+        if (self.count.device != 'cpu' and self.count.on_device(result)
+                and self._is_made_from_host_data(name, args, kwargs)):
             self.count.uploads.append(Wait(name, _caller()))
         return result
+
+    @staticmethod
+    def _is_made_from_host_data(name: str, args: Sequence, kwargs: dict) -> bool:
+        """Whether numbers, lists or arrays become a tensor; one made from a tensor is a copy among the operators."""
+        if name not in MAKE_FROM_HOST_DATA:
+            return False
+        data = kwargs['data'] if 'data' in kwargs else args[MAKE_FROM_HOST_DATA[name]]
+        return not isinstance(data, Tensor)
 
     @staticmethod
     def _is_silent_read(name: str, args: Sequence, kwargs: dict) -> bool:

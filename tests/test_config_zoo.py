@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 import mmdet_diffusion
 from mmdet_diffusion import config_path, config_zoo, list_configs
+from mmdet_diffusion.config_zoo import resolve_config
 from mmdet_diffusion.launch import with_config_path
 from mmdet_diffusion.testing import REPOSITORY
 
@@ -53,6 +54,31 @@ def test_an_installation_without_configs_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(config_zoo, 'PACKAGE', tmp_path / 'mmdet_diffusion')
     with pytest.raises(FileNotFoundError, match='has no configs'):
         config_path(COCO)
+
+
+def test_a_command_line_gives_a_config_by_name_or_by_path():
+    assert [resolve_config(name) for name in list_configs()] == [config_path(name) for name in list_configs()]
+    for path in (config_path(COCO), f'{COCO}.py', 'other.json', f'folder/{COCO}', 'iter_5000.pth'):
+        assert resolve_config(path) == path
+
+
+def test_a_name_that_no_config_has_is_answered_with_what_a_path_needs():
+    with pytest.raises(ValueError, match=f"'diffusiondet_r50_fpn_coco'.*{COCO}.*; a path needs its .py"):
+        resolve_config('diffusiondet_r50_fpn_coco')
+
+
+@pytest.mark.parametrize('name', [COCO, 'latest', 'iter_5000.pth'])
+def test_a_file_that_is_there_is_never_a_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(name).touch()
+    assert resolve_config(name) == name
+    assert with_config_path([name, 'out.pth']) == [name, 'out.pth']
+
+
+def test_a_folder_does_not_hide_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(COCO).mkdir()
+    assert resolve_config(COCO) == config_path(COCO)
 
 
 def test_the_inferencer_takes_the_path_of_a_name():

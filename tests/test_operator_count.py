@@ -26,7 +26,8 @@ NO_WAITS = dict(
     index_by_numbers=lambda: VALUES[COUNTS - 1], where=lambda: torch.where(MASK, VALUES, 0.0),
     masked_fill=lambda: VALUES.masked_fill(MASK, 0.0), topk=lambda: VALUES.topk(2), sort=lambda: VALUES.sort(),
     repeat_with_size=lambda: COUNTS.repeat_interleave(COUNTS, output_size=3), unbind=lambda: list(VALUES),
-    dtype=lambda: VALUES.to(torch.float64), shape=lambda: VALUES.size(0), backward=lambda: _gradient())
+    dtype=lambda: VALUES.to(torch.float64), device_of_another=lambda: (VALUES + 1).to(COUNTS.device),
+    shape=lambda: VALUES.size(0), backward=lambda: _gradient())
 
 
 def _gradient():
@@ -52,7 +53,11 @@ def test_what_a_gpu_does_alone_is_no_wait(kind):
 ON_META = torch.empty(2, 3, device='meta')
 UPLOADS = dict(
     tensor=lambda: torch.tensor([1.0, 2.0], device='meta'), new_tensor=lambda: ON_META.new_tensor([1.0]),
-    as_tensor=lambda: torch.as_tensor([1.0], device='meta'), to=lambda: VALUES.to('meta'),
+    tensor_by_keyword=lambda: torch.tensor(data=[1.0], device='meta'),
+    new_tensor_by_keyword=lambda: ON_META.new_tensor(data=[1.0]),
+    as_tensor=lambda: torch.as_tensor([1.0], device='meta'),
+    as_tensor_of_a_tensor=lambda: torch.as_tensor(VALUES, device='meta'),
+    to=lambda: VALUES.to('meta'),
     to_like=lambda: VALUES.to(ON_META), copy=lambda: torch.empty_like(ON_META).copy_(VALUES))
 
 
@@ -71,7 +76,8 @@ def test_an_upload_that_does_not_block_is_no_wait():
     assert not count.places()
 
 
-@pytest.mark.parametrize('read', [lambda: ON_META.cpu(), lambda: ON_META.tolist(), lambda: ON_META.sum().item(),
+@pytest.mark.parametrize('read', [lambda: ON_META.cpu(), lambda: ON_META.to(torch.device('cpu')),
+                                  lambda: ON_META.tolist(), lambda: ON_META.sum().item(),
                                   lambda: ON_META.nonzero(), lambda: ON_META[ON_META > 0]])
 def test_a_read_on_the_meta_device_counts_once_and_raises(read):
     with OperatorCount('meta') as count, pytest.raises((RuntimeError, NotImplementedError)):

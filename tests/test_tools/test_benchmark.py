@@ -2,26 +2,24 @@
 
 import io
 import json
-import sys
 from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmdet_diffusion.testing import REPOSITORY
+from mmdet_diffusion.testing import REPOSITORY, load_tool
 
-sys.path.insert(0, str(REPOSITORY / 'tools' / 'analysis_tools'))
+growth, benchmark, models, rows, timing, matrix_products = (
+    load_tool(f'analysis_tools/{name}.py') for name in (
+        'benchmark_growth', 'benchmark_head', 'benchmark_models', 'benchmark_rows', 'benchmark_timing',
+        'matrix_products'))
 
-import benchmark_growth as growth  # noqa: E402
-import benchmark_head as benchmark  # noqa: E402
-import benchmark_models as models  # noqa: E402
-import benchmark_rows as rows  # noqa: E402
-import benchmark_timing as timing  # noqa: E402
-import matrix_products  # noqa: E402
-
-CONFIG = str(REPOSITORY / 'configs' / 'diffusiondet' / 'diffusiondet_r18_fpn_1xb4-3.8k_shapes.py')
+NAME = 'diffusiondet_r18_fpn_1xb4-3.8k_shapes'
+CONFIG = str(REPOSITORY / 'configs' / 'diffusiondet' / f'{NAME}.py')
+TOOLS = pytest.mark.parametrize('tool', [benchmark, growth], ids=['head', 'growth'])
 CPU = torch.device('cpu')
 IMAGE = (64, 96)
 
@@ -72,6 +70,15 @@ def test_the_surroundings_and_operators_are_saved(result):
     assert one['reads'] == two['reads'] == 0
 
 
+def test_the_count_of_sampling_names_the_gathered_extractor_whatever_the_config_takes():
+    config = Config.fromfile(CONFIG)
+    config.model.bbox_head.roi_extractor.implementation = 'mmcv'
+    bench = rows.Bench(config=config, device=CPU, sizes=models.QUICK, repetitions=5, memory_runs=1)
+    one, two, _ = load_tool('analysis_tools/benchmark_operators.py').operator_counts(bench)
+    assert all(count['what'].startswith('sampling with gathered RoI features') for count in (one, two))
+    assert bench.ours.bbox_head.roi_extractor.implementation == 'mmcv'
+
+
 def test_a_result_is_not_overwritten_unless_told(tmp_path, capsys):
     file = tmp_path / 'there.json'
     file.write_text('mine')
@@ -88,6 +95,36 @@ def test_numbers_that_measure_nothing_are_refused(option, capsys):
     with pytest.raises(SystemExit):
         benchmark.main([CONFIG, option, '0'])
     assert f'{option} must be at least' in capsys.readouterr().err
+
+
+def test_a_config_is_taken_by_its_bare_name():
+    config = benchmark.read_config(*benchmark.parse_args([NAME, '--cfg-options', 'model.bbox_head.num_stages=2']))
+    assert config.filename == CONFIG and config.model.bbox_head.num_stages == 2
+
+
+@TOOLS
+@pytest.mark.parametrize(('config', 'message'), [('no_such_name', "no config is called 'no_such_name'"),
+                                                 ('no_such_file.py', 'no_such_file.py')])
+def test_a_config_that_is_not_there_ends_with_a_message(tool, config, message, capsys):
+    with pytest.raises(SystemExit):
+        tool.main([config, '--quick'])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@TOOLS
+@pytest.mark.parametrize(('device', 'message'), [('gpu', "'gpu' cannot be used: "), ('cuda:99', "'cuda:99' cannot be"),
+                                                 ('meta', "'meta' cannot be timed; give cpu or cuda")])
+def test_a_device_that_cannot_be_measured_on_is_refused(tool, device, message, capsys):
+    with pytest.raises(SystemExit):
+        tool.main([CONFIG, '--quick', '--device', device])
+    assert f'argument --device: {message}' in capsys.readouterr().err
+
+
+@TOOLS
+def test_another_extractor_ends_with_a_message(tool, capsys):
+    with pytest.raises(SystemExit):
+        tool.main([CONFIG, '--quick', '--cfg-options', 'model.bbox_head.roi_extractor.type=SingleRoIExtractor'])
+    assert 'must be PyramidRoIExtractor' in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_config_with_the_stock_extractor_is_refused():
@@ -146,6 +183,26 @@ def test_memory_has_to_be_lower_to_meet_the_aim(ratio, verdict):
     assert rows.Target(1.0, 1.0, at_most=True).met(ratio) == verdict
 
 
+def test_the_share_of_matching_pays_the_optimiser_once():
+    # 16 images in steps of 2: 8 times forward and backward (4 s, then 6 s), once the optimiser (1 s).
+    times = {'ours': timing.Samples((5.0, 7.0)), 'ours without optimiser': timing.Samples((4.0, 6.0)),
+             'matching': timing.Samples((3.3, 4.9))}
+    row = rows.matching_share(SimpleNamespace(sizes=models.Sizes(), training_times=times))
+    assert row.reference.values == (33.0, 49.0)
+    assert row.ratio == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize('optimise', [True, False])
+def test_a_training_step_moves_weights_only_with_its_optimiser(optimise):
+    config = Config.fromfile(CONFIG)
+    trained = models.build_model(config, 20, stock=False)
+    before = {name: value.clone() for name, value in trained.named_parameters()}
+    models.training_step(trained, config, models.QUICK, optimise=optimise)()
+    moved = [name for name, value in trained.named_parameters() if not torch.equal(value, before[name])]
+    assert bool(moved) == optimise
+    assert all(value.grad is None for value in trained.parameters())
+
+
 # Matrix products ------------------------------------------------------------------------------------------------------
 
 
@@ -186,7 +243,7 @@ def test_operands_keep_their_layout_and_results_their_memory():
 
 def test_growth_is_measured_fitted_plotted_and_saved(tmp_path, capsys):
     out, picture = tmp_path / 'growth.json', tmp_path / 'growth.png'
-    assert growth.main([CONFIG, '--quick', '--repetitions', '1', '--out', str(out), '--plot', str(picture)]) == 0
+    assert growth.main([NAME, '--quick', '--repetitions', '1', '--out', str(out), '--plot', str(picture)]) == 0
     saved = json.loads(out.read_text())['series']
     assert [series['grows'] for series in saved] == ['boxes', 'steps', 'images', 'objects']
     printed = capsys.readouterr().out

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import torch
-from benchmark_head import check_target
+from benchmark_head import check_target, read_config, usable_device
 from benchmark_models import QUICK, Sizes, build_model, losses, matching_problem, pyramid, sampling
 from benchmark_timing import Samples, environment, interleave
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from torch import nn
 
 matplotlib.use('Agg')
@@ -131,11 +131,11 @@ def plot(growths: list[Growth], file: Path) -> None:
     pyplot.close(figure)
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """Command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config')
-    parser.add_argument('--device', type=torch.device, default='cuda:0' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('config', help='path, or name of one of this package')
+    parser.add_argument('--device', type=usable_device, default='cuda:0' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--quick', action='store_true', help='small sizes, to see that it works')
     parser.add_argument('--repetitions', type=int, default=3, help='of each size')
     parser.add_argument('--plot', type=Path, help='PNG file to write')
@@ -147,15 +147,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f'--repetitions must be at least 1, got {args.repetitions}')
     for file in (args.plot, args.out):
         check_target(parser, file, args.overwrite)
-    return args
+    return parser, args
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
-    args = parse_args(argv)
-    config = Config.fromfile(args.config)
-    config.merge_from_dict(args.cfg_options or {})
-    model = build_model(config, (QUICK if args.quick else Sizes()).boxes, stock=False)
+    parser, args = parse_args(argv)
+    config = read_config(parser, args)
+    try:
+        model = build_model(config, (QUICK if args.quick else Sizes()).boxes, stock=False)
+    except ValueError as error:
+        parser.error(str(error))
     head = model.bbox_head.to(args.device).eval()
     surroundings = dict(environment(args.device), config=args.config, quick=str(args.quick))
     print(', '.join(f'{name}: {value}' for name, value in surroundings.items()) + '\n')

@@ -20,17 +20,21 @@ from benchmark_rows import Bench, Row, all_rows
 from benchmark_timing import environment
 from mmengine.config import Config, DictAction
 
+from mmdet_diffusion.config_zoo import resolve_config
+
 MIN_REPETITIONS = 5
 NOTES = (
     'Untrained weights; those of the deltas are scaled down to 1 %, so that boxes stay realistic through the stages.',
     'Boxes of the RoI and head rows have sides from 16 pixels to those of the image, log-uniform, and so have those '
     'that renewal draws. Whole inference starts from noise.',
     'A training step is forward, backward and optimiser. Matching + losses are forward and backward to the outputs of '
-    'the head, held against a training step that is scaled up by the number of images.',
+    'the head, held against a training step whose forward and backward are scaled up by the number of images, while '
+    'clipping and optimiser are paid once.',
     'Peak memory: what building the model and two training steps add to the peak of a process (on a CPU the resident '
     'size, on a GPU that of tensors).',
-    'Reads and uploads are waits between host and GPU. Sampling was counted on the meta device; on a CPU the reads of '
-    'training include those of host tables, and its uploads are not seen.',
+    'Reads and uploads are waits between host and GPU. Sampling was counted on the meta device with '
+    "implementation='gathered' of the RoI extractor, whatever the times above were measured with. On a CPU the reads "
+    'of training include those of host tables, and its uploads are not seen.',
 )
 
 
@@ -77,8 +81,8 @@ def as_record(row: Row) -> dict:
 def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """Command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config')
-    parser.add_argument('--device', type=torch.device, default='cuda:0' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('config', help='path, or name of one of this package')
+    parser.add_argument('--device', type=usable_device, default='cuda:0' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--quick', action='store_true', help='small sizes, to see that it works')
     parser.add_argument('--boxes', type=int, help=f'boxes per image, {Sizes().boxes} unless given')
     parser.add_argument('--steps', type=int, help=f'where there are several, {Sizes().steps} unless given')
@@ -107,14 +111,33 @@ def check_target(parser: argparse.ArgumentParser, file: Path | None, overwrite: 
         parser.error(f'{file} exists; give another name, or --overwrite')
 
 
+def usable_device(text: str) -> torch.device:
+    """Device of a command line, if it is there and the clock knows how to wait for it."""
+    try:
+        device = torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        raise argparse.ArgumentTypeError(f'{text!r} cannot be used: {str(error).splitlines()[0]}') from error
+    if device.type not in ('cpu', 'cuda'):
+        raise argparse.ArgumentTypeError(f'{text!r} cannot be timed; give cpu or cuda, such as cuda:0')
+    return device
+
+
+def read_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
+    """The config of a command line, by path or name, with its overrides."""
+    try:
+        config = Config.fromfile(resolve_config(args.config))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    config.merge_from_dict(args.cfg_options or {})
+    return config
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser, args = parse_args(argv)
     sizes = QUICK if args.quick else Sizes()
     sizes = sizes._replace(boxes=args.boxes or sizes.boxes, steps=args.steps or sizes.steps)
-    config = Config.fromfile(args.config)
-    config.merge_from_dict(args.cfg_options or {})
-    bench = Bench(config=config, device=args.device, sizes=sizes, repetitions=args.repetitions,
+    bench = Bench(config=read_config(parser, args), device=args.device, sizes=sizes, repetitions=args.repetitions,
                   memory_runs=args.memory_runs or (1 if args.quick else 2))
     surroundings = dict(environment(args.device), config=args.config, quick=str(args.quick))
     print(', '.join(f'{name}: {value}' for name, value in surroundings.items()) + '\n')

@@ -131,9 +131,11 @@ def batch(counts: tuple[int, ...], num_classes: int, img_shape: tuple[int, int])
     return dict(inputs=pixels, data_samples=samples)
 
 
-def training_step(model: nn.Module, config: Config, sizes: Sizes) -> Callable[[], object]:
-    """A training step of the config, with its optimiser, on equal draws at each call."""
+def training_step(model: nn.Module, config: Config, sizes: Sizes, *, optimise: bool = True) -> Callable[[], object]:
+    """A training step of the config on equal draws at each call; with clipping and optimiser unless told otherwise."""
     wrapper = build_optim_wrapper(model.train(), config.optim_wrapper)
+    if not optimise:
+        wrapper.step = lambda: None  # the gradients are dropped after it as ever
     data = batch(sizes.training_objects, model.bbox_head.num_classes, sizes.training_image)
 
     def step() -> None:

@@ -38,6 +38,10 @@ class Samples(NamedTuple):
         """The same for ``factor`` times as much work."""
         return self._replace(values=tuple(value * factor for value in self.values))
 
+    def plus(self, other: 'Samples') -> 'Samples':
+        """The same with other work after it, measured in turn with it."""
+        return self._replace(values=tuple(map(sum, zip(self.values, other.values, strict=True))))
+
     def text(self) -> str:
         """Median and range."""
         low, high = min(self.values), max(self.values)

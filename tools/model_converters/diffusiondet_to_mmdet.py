@@ -28,7 +28,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from torch import Tensor
 
-from mmdet_diffusion import config_path
+from mmdet_diffusion.config_zoo import resolve_config
 
 DATASETS = {80: CocoDataset, 1203: LVISV1Dataset}
 
@@ -71,7 +71,7 @@ def check(state: dict[str, Tensor], config: str) -> None:
         ConversionError: if the config cannot be read or the weights do not fit its model; lists what does not.
     """
     try:
-        cfg = Config.fromfile(config if Path(config).suffix else config_path(config))
+        cfg = Config.fromfile(resolve_config(config))
     except Exception as error:
         raise ConversionError(f'{config} cannot be read as a config: {error}') from error
     if 'model' not in cfg:
