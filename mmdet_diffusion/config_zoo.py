@@ -53,8 +53,8 @@ def resolve_config(config: str) -> str:
         ValueError: if it looks like a name, and no config has it; names those that are spelt alike.
     """
     path = Path(config)
-    is_path = path.is_file() or path.suffix or len(path.parts) != 1
-    if is_path and config not in list_configs():  # names may have a dot
+    has_suffix = path.suffix and config not in list_configs()  # a name may have a dot
+    if path.is_file() or has_suffix or len(path.parts) != 1:
         return config
     try:
         return config_path(config)
