@@ -284,6 +284,7 @@ RECIPE = {
         'test_dataloader.dataset.ann_file': 'annotations/val_visible.json',
         'test_evaluator.ann_file': 'data/crowdhuman/annotations/val_visible.json',
         'test_evaluator.metric_items': ['mAP_50'],
+        'test_evaluator.proposal_nums': (100, 300, 8000),
     },
 }
 SWIN = 'diffusiondet_swin-b-p4-w7-in22k_fpn'

@@ -17,6 +17,9 @@ from mmdet.registry import DATASETS, METRICS
 from mmdet.utils import register_all_modules
 from PIL import Image
 
+from mmdet_diffusion.heads import SamplingSettings
+from mmdet_diffusion.post_processing import finish_image, merge_steps
+from mmdet_diffusion.structures import Detections
 from mmdet_diffusion.testing import REPOSITORY, load_config
 
 sys.path.insert(0, str(REPOSITORY / 'tools' / 'dataset_converters'))  # as Python does for a script
@@ -96,11 +99,27 @@ def test_a_missing_image_is_named_and_nothing_is_written(crowdhuman):
 @pytest.mark.parametrize(('record', 'message'), [
     ('not json', 'line 1 of .*annotation_val.odgt is no CrowdHuman record'),
     (dict(ID='nobody'), "line 1 of .*: KeyError.'gtboxes'"),
-    (dict(ID='nobody', gtboxes=[dict(tag='person')]), 'image nobody: a box without a proper "tag" or "vbox"'),
+    (dict(ID='nobody', gtboxes=None), 'line 1 of .*, image nobody: "gtboxes" is no list but None'),
+    (dict(ID='nobody', gtboxes=dict(tag='person')), '"gtboxes" is no list but {'),
+    (dict(ID='nobody', gtboxes=[dict(tag='person')]),
+     'line 1 of .*, image nobody: a box without a proper "tag", "vbox" or "extra"'),
+    (dict(ID='nobody', gtboxes=[dict(person([1, 2, 3, 4]), extra=None)]), 'image nobody: .*"extra".*NoneType'),
+    (dict(ID='nobody', gtboxes=[7]), 'image nobody: a box without'),
+    (dict(ID='nobody', gtboxes=[person([float('nan'), 2, 3, 4])]), 'line 1 of .*, image nobody: .*not finite: .nan, 2'),
+    (dict(ID='nobody', gtboxes=[person([1, float('-inf'), 3, 4])]), 'not finite'),
+    (dict(ID='nobody', gtboxes=[person([1, 2, float('nan'), 4])]), 'not finite'),
+    (dict(ID='nobody', gtboxes=[person([1, 2, 3, float('inf')])]), 'not finite'),
 ])
 def test_a_wrong_record_is_named_and_nothing_is_written(crowdhuman, record, message):
     write_odgt(crowdhuman, [record])
     with pytest.raises(SystemExit, match=message):
+        convert(crowdhuman)
+    assert not (crowdhuman / 'annotations').exists()
+
+
+def test_an_image_given_twice_is_named_and_nothing_is_written(crowdhuman):
+    write_odgt(crowdhuman, [*RECORDS, RECORDS[1]])
+    with pytest.raises(SystemExit, match='line 4 of .*, image 283991,b18d8000: an earlier line has this ID too'):
         convert(crowdhuman)
     assert not (crowdhuman / 'annotations').exists()
 
@@ -155,8 +174,35 @@ def test_people_who_are_missed_lower_the_ap50(zero_shot):
     assert 0.2 < evaluate(*zero_shot, [(0, 0.9)], keep=0.5) < 0.9
 
 
-def test_no_detection_is_cut_off_at_4_steps_of_2000_boxes():
-    assert load_config(ZERO_SHOT).model.test_cfg.max_per_img >= 4 * 2000
+def four_steps_of_2000_boxes(people):
+    """Detections of one image, with the people last and all the others in its ignored region.
+
+    No two overlap by half, so that NMS leaves all, and detections in an ignored region are neither right nor wrong.
+    """
+    number = 4 * 2000 - len(people)
+    column, row = torch.arange(number) % 100, torch.arange(number) // 100
+    corner = torch.stack([0.4 * column, 60 + 0.25 * row], dim=1)
+    boxes = torch.cat([torch.cat([corner, corner + torch.tensor([0.4, 0.25])], dim=1), people])
+    scores = torch.linspace(0.9, 0.1, len(boxes))
+    return [Detections(bboxes[None], part[None], torch.zeros(1, 2000, dtype=torch.long))
+            for bboxes, part in zip(boxes.split(2000), scores.split(2000), strict=True)]
+
+
+def test_every_detection_of_4_steps_of_2000_boxes_is_kept_and_evaluated(zero_shot):
+    dataset, metric = zero_shot
+    settings = SamplingSettings.from_cfg(load_config(ZERO_SHOT).model.test_cfg, 2000, 1000)
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        people = torch.tensor([one['bbox'] for one in info['instances'] if not one['ignore_flag']]).reshape(-1, 4)
+        if index == 0:
+            merged = merge_steps(four_steps_of_2000_boxes(people), 'all')
+            found = finish_image(Detections(*(values[0] for values in merged)), dict(img_shape=(80, 120)), settings,
+                                 rescale=False)
+            assert len(found) == 8000
+        else:
+            found = dict(bboxes=people, scores=torch.ones(len(people)), labels=torch.zeros(len(people)).long())
+        metric.process({}, [dict(img_id=info['img_id'], ori_shape=(80, 120), pred_instances=found)])
+    assert metric.evaluate(len(dataset))['coco/bbox_mAP_50'] == 1.0
 
 
 REDUCED = """

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -167,6 +168,7 @@ def detector_of(case, folder):
     return detector, names
 
 
+@functools.cache
 def parameter_gradients(folder, form, dtype, rounding=0.0):
     """Our gradients under the recorded names, from the recorded images, boxes and matching.
 
@@ -174,7 +176,7 @@ def parameter_gradients(folder, form, dtype, rounding=0.0):
         folder: of the recorded model.
         form: of the loss.
         dtype: to compute in.
-        rounding: relative size of random errors put into the output of every convolution of the backbone.
+        rounding: relative size of random errors put into the output of every matrix product of the backbone.
     """
     case = case_of(folder, form)
     detector, names = detector_of(case, folder)
@@ -184,7 +186,7 @@ def parameter_gradients(folder, form, dtype, rounding=0.0):
         return output * (1 + rounding * torch.randn(output.shape, generator=generator, dtype=dtype))
 
     for module in detector.backbone.modules():
-        if rounding and isinstance(module, torch.nn.Conv2d):
+        if rounding and isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
             module.register_forward_hook(perturb)
     batch = dict(inputs=[image.flip(0) for image in case.images], data_samples=copy.deepcopy(case.samples))
     data = detector.data_preprocessor(batch, True)
@@ -204,9 +206,20 @@ def in_backbone(name):
     return name.startswith('backbone.bottom_up.')
 
 
-# Of neck and head, of the backbone, and of our float32 to our float64. ``test_golden.py`` shows on the same models and
-# images why those of mini_swin and of backbones cannot be 1e-3: rounding of single precision moves them by more.
-TOLERANCES = dict(mini_r50=(1e-3, 1e-2, 1e-3), mini_swin=(1e-2, 3e-2, 1e-2))
+# A test below shows for each model and form that those above 1e-3 cannot be 1e-3: rounding moves them by more.
+class GradientTolerances(NamedTuple):
+    neck_and_head: float
+    backbone: float
+    to_exact: float  # of our float32 to our float64
+    rounding: float  # the relative rounding that moves the exact gradients by more than these
+
+
+GRADIENTS = {
+    ('mini_r50', 'focal'): GradientTolerances(neck_and_head=1e-3, backbone=3e-3, to_exact=1e-3, rounding=5e-6),
+    ('mini_r50', 'bce'): GradientTolerances(neck_and_head=1e-3, backbone=8e-3, to_exact=1e-3, rounding=5e-6),
+    ('mini_swin', 'focal'): GradientTolerances(neck_and_head=1e-2, backbone=3e-2, to_exact=1e-2, rounding=1e-6),
+    ('mini_swin', 'bce'): GradientTolerances(neck_and_head=1e-2, backbone=3e-2, to_exact=1e-2, rounding=1e-6),
+}
 
 
 def differences(gradients, recorded):
@@ -224,8 +237,9 @@ def test_gradients_equal_the_recorded_ones(case, gradients):
     assert set(case.recorded['grad_norms']) == set(gradients)
     found = differences(gradients, case.recorded)
     assert len(found) >= len(gradients) - 2  # of two biases the gradient is 0
-    neck_and_head, backbone, _ = TOLERANCES[case.folder]
-    wrong = {name: value for name, value in found.items() if value > (backbone if in_backbone(name) else neck_and_head)}
+    tolerances = GRADIENTS[case.folder, case.form]
+    wrong = {name: value for name, value in found.items()
+             if value > (tolerances.backbone if in_backbone(name) else tolerances.neck_and_head)}
     assert wrong == {}
 
 
@@ -236,15 +250,20 @@ def test_most_gradients_of_neck_and_head_equal_the_recorded_ones_to_a_ten_thousa
 
 
 def test_our_gradients_equal_the_exact_ones(case, gradients):
-    tolerance = TOLERANCES[case.folder][2]
+    tolerance = GRADIENTS[case.folder, case.form].to_exact
     for name, exact in parameter_gradients(case.folder, case.form, torch.float64).items():
         assert (gradients[name] - exact).norm() <= tolerance * exact.norm() + 1e-6, name
 
 
-def test_rounding_of_single_precision_moves_the_exact_gradients_of_the_backbone_by_more_than_the_tolerance():
-    moved, exact = (parameter_gradients('mini_r50', 'bce', torch.float64, rounding) for rounding in (5e-6, 0.0))
-    moves = [(moved[name] - exact[name]).norm() / exact[name].norm() for name in moved if in_backbone(name)]
-    assert max(moves) > TOLERANCES['mini_r50'][1]
+def test_rounding_of_single_precision_moves_the_exact_gradients_by_more_than_the_tolerance(case):
+    tolerances = GRADIENTS[case.folder, case.form]
+    exact = parameter_gradients(case.folder, case.form, torch.float64)
+    moved = parameter_gradients(case.folder, case.form, torch.float64, tolerances.rounding)
+    moves = {name: (moved[name] - exact[name]).norm() / exact[name].norm() for name in moved
+             if exact[name].norm() > 1e-6}
+    assert max(value for name, value in moves.items() if in_backbone(name)) > tolerances.backbone
+    if tolerances.neck_and_head > 1e-3:
+        assert max(value for name, value in moves.items() if not in_backbone(name)) > tolerances.neck_and_head
 
 
 def test_classes_that_are_not_kept_have_no_gradient_in_the_class_layer(case, gradients):

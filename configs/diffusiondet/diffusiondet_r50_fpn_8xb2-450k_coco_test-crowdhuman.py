@@ -4,10 +4,13 @@
 # persons alone. The dial: model.test_cfg.sampling_timesteps=1 to 4, model.test_cfg.num_proposals=300 to 2000.
 _base_ = ['./diffusiondet_r50_fpn_8xb2-450k_coco.py']
 
-# Detections of other classes may not push persons out: no limit up to 4 steps of 2000 boxes.
-model = dict(test_cfg=dict(max_per_img=8000))
+# A step of N boxes gives its N best box-class pairs, of all 80 classes. What is left of them after NMS is all kept and
+# all evaluated, up to 4 steps of 2000 boxes.
+max_per_img = 8000
+model = dict(test_cfg=dict(max_per_img=max_per_img))
 
 data_root = 'data/crowdhuman/'
 ann_file = 'annotations/val_visible.json'
 test_dataloader = dict(dataset=dict(data_root=data_root, ann_file=ann_file, data_prefix=dict(img='Images/')))
-test_evaluator = dict(ann_file=data_root + ann_file, metric_items=['mAP_50'])
+test_evaluator = dict(
+    ann_file=data_root + ann_file, metric_items=['mAP_50'], proposal_nums=(100, 300, max_per_img))

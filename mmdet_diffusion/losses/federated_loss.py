@@ -1,5 +1,7 @@
 """Federated loss: each stage learns from its own few classes. Zhou et al. 2021, arXiv:2103.07461."""
 
+import math
+import os
 from collections.abc import Sequence
 
 import mmengine
@@ -7,6 +9,9 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.utils import ConfigType
 from torch import Tensor, nn
+
+CURE = ('set model.bbox_head.criterion.loss_cls.image_counts to the annotation file of the training set, or to a list '
+        'of counts')
 
 
 @MODELS.register_module()
@@ -20,19 +25,19 @@ class FederatedLoss(nn.Module):
     Args:
         loss (ConfigType): such as ``FocalLoss``, or ``CrossEntropyLoss`` with ``use_sigmoid=True``; takes logits and
             one-hot targets of any shape (..., C).
-        image_counts (str | Sequence[int]): for each class the number of training images that show it, or the LVIS
-            annotation file to read them from. The file is read when the first loss is computed, not before.
+        image_counts (str | PathLike | Sequence[int]): for each class the number of training images that show it, or the
+            LVIS annotation file to read them from. The file is read when the first loss is computed, not before.
         num_sampled_classes (int): classes to keep.
         power (float): of the image counts.
         count_background (bool): the background counts as one of ``num_sampled_classes``, as in the authors' code; so 49
             classes are kept of 50. False keeps 50.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range, or the counts are neither a file nor a list of numbers.
     """
 
-    def __init__(self, *, loss: ConfigType, image_counts: str | Sequence[int], num_sampled_classes: int = 50,
-                 power: float = 0.5, count_background: bool = True) -> None:
+    def __init__(self, *, loss: ConfigType, image_counts: str | os.PathLike | Sequence[int],
+                 num_sampled_classes: int = 50, power: float = 0.5, count_background: bool = True) -> None:
         super().__init__()
         if not isinstance(num_sampled_classes, int) or num_sampled_classes < 1:
             raise ValueError('num_sampled_classes of FederatedLoss must be an integer of at least 1, got '
@@ -42,9 +47,9 @@ class FederatedLoss(nn.Module):
         self.loss = MODELS.build(loss)
         self.num_kept = num_sampled_classes - int(count_background)
         self.power = power
-        self.image_counts = image_counts
+        self.image_counts = str(image_counts) if isinstance(image_counts, os.PathLike) else image_counts
         self.register_buffer('log_weights', None, persistent=False)
-        if not isinstance(image_counts, str):
+        if not isinstance(self.image_counts, str):
             self.log_weights = class_log_weights(image_counts, power)
 
     def forward(self, cls_scores: Tensor, targets: Tensor, reduction_override: str = 'none') -> Tensor:
@@ -110,11 +115,15 @@ def class_log_weights(image_counts: Sequence[int], power: float) -> Tensor:
     """Logarithm of ``image_count ** power``, -inf for a class without images; float32, shape (C,).
 
     Raises:
-        ValueError: if a count is negative or no number.
+        ValueError: if they are no list of finite numbers of at least 0.
     """
-    counts = torch.tensor(image_counts, dtype=torch.float64)
-    if counts.dim() != 1 or not (counts >= 0).all():
-        raise ValueError(f'image_counts of FederatedLoss must be a list of numbers of at least 0, got {image_counts!r}')
+    try:
+        counts = torch.tensor(image_counts, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):  # torch names neither the setting nor the value
+        counts = torch.tensor(math.nan)
+    if counts.dim() != 1 or not (counts.isfinite() & (counts >= 0)).all():
+        raise ValueError('image_counts of FederatedLoss must be a list of finite numbers of at least 0, got '
+                         f'{image_counts!r}')
     return torch.where(counts > 0, power * counts.log(), -torch.inf).float()
 
 
@@ -123,16 +132,23 @@ def read_image_counts(ann_file: str) -> list[int]:
 
     Raises:
         FileNotFoundError: if the file is not there.
-        ValueError: if a category has no ``image_count``.
+        ValueError: if it is not of LVIS's form, or a category has no ``image_count`` of at least 0.
     """
     try:
-        categories = mmengine.load(ann_file)['categories']
+        content = mmengine.load(ann_file)
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{ann_file}, from which FederatedLoss reads how many images show each class, is not '
-                                'there; set model.bbox_head.criterion.loss_cls.image_counts to the annotation file of '
-                                'the training set, or to a list of counts') from error
-    lacking = [category['name'] for category in categories if 'image_count' not in category]
+                                f'there; {CURE}') from error
+    except (ValueError, TypeError) as error:  # broken JSON; a suffix that mmengine does not read
+        raise ValueError(f'{ann_file}, from which FederatedLoss reads how many images show each class, is no JSON: '
+                         f'{error}; {CURE}') from error
+    categories = content.get('categories') if isinstance(content, dict) else None
+    if not isinstance(categories, list) or not all(isinstance(category, dict) for category in categories):
+        raise ValueError(f'{ann_file} has no list of "categories" as an LVIS annotation file has; {CURE}')
+    counts = [category.get('image_count') for category in categories]
+    lacking = [category.get('name') for category, count in zip(categories, counts, strict=True)
+               if not isinstance(count, int) or count < 0]
     if lacking:
-        raise ValueError(f'{ann_file} gives no image_count for {len(lacking)} categories, {lacking[0]!r} among them: '
-                         'set model.bbox_head.criterion.loss_cls.image_counts to a list of counts')
-    return [category['image_count'] for category in categories]
+        raise ValueError(f'{ann_file} gives no image_count for {len(lacking)} categories, {lacking[0]!r} among them; '
+                         f'{CURE}')
+    return counts

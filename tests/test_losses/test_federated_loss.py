@@ -1,6 +1,7 @@
 """Which classes a stage learns from, and what the rest of the loss makes of it."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -170,10 +171,35 @@ def test_the_lvis_config_builds_and_predicts_without_annotations():
     assert len(results[0].pred_instances) > 0
 
 
-def test_a_file_without_image_counts_is_named(tmp_path):
-    file = lvis_file(tmp_path, [dict(id=1, name='pen'), dict(id=2, name='cup', image_count=1)])
+@pytest.mark.parametrize('lacking', [dict(id=1, name='pen'), dict(id=1, name='pen', image_count=None),
+                                     dict(id=1, name='pen', image_count=-1)])
+def test_a_file_without_image_counts_is_named(tmp_path, lacking):
+    file = lvis_file(tmp_path, [lacking, dict(id=2, name='cup', image_count=1)])
     with pytest.raises(ValueError, match=r"lvis_train.json gives no image_count for 1 categories, 'pen'"):
         federated(image_counts=file)(*outputs_and_targets())
+
+
+@pytest.mark.parametrize(('content', 'problem'), [
+    ('{}', 'has no list of "categories"'), ('[]', 'has no list of "categories"'), ('{"categories": [1]}', 'categories'),
+    ('{"categories": null}', 'categories'), ('{"categories": [', 'is no JSON')])
+def test_a_file_of_another_form_is_named(tmp_path, content, problem):
+    file = tmp_path / 'other.json'
+    file.write_text(content)
+    with pytest.raises(ValueError, match=f'other.json.*{problem}.*loss_cls.image_counts'):
+        federated(image_counts=str(file))(*outputs_and_targets())
+
+
+def test_a_path_is_a_file_to_read_when_a_loss_is_computed(tmp_path):
+    loss = federated(image_counts=tmp_path / 'lvis_train.json')
+    lvis_file(tmp_path, [dict(id=1, name='pen', image_count=3), dict(id=2, name='cup', image_count=0)])
+    kept = (loss(*outputs_and_targets(present=[()], num_classes=2)) > 0).any(1)
+    assert kept.tolist() == [[True, False]]
+
+
+def test_a_file_for_another_number_of_classes_is_named(tmp_path):
+    file = lvis_file(tmp_path, [dict(id=1, name='pen', image_count=3)])
+    with pytest.raises(ValueError, match='lvis_train.json of FederatedLoss is for 1 classes.*num_classes=8'):
+        federated(image_counts=Path(file))(*outputs_and_targets())
 
 
 def test_counts_of_another_number_of_classes_are_refused():
@@ -183,7 +209,9 @@ def test_counts_of_another_number_of_classes_are_refused():
 
 @pytest.mark.parametrize(('option', 'value'), [('num_sampled_classes', 0), ('num_sampled_classes', 2.5), ('power', -1),
                                                ('power', float('inf')), ('image_counts', [1, -1]),
-                                               ('image_counts', [[1], [2]]), ('image_counts', [float('nan')])])
+                                               ('image_counts', [[1], [2]]), ('image_counts', [float('nan')]),
+                                               ('image_counts', [float('inf'), 1]), ('image_counts', None),
+                                               ('image_counts', ['3']), ('image_counts', [[1], [2, 3]])])
 def test_a_wrong_option_is_named_when_the_loss_is_built(option, value):
     with pytest.raises(ValueError, match=option):
         federated(**{option: value})

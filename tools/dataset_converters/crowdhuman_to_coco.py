@@ -10,6 +10,7 @@ kept.
 """
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -21,28 +22,36 @@ PERSON = 1
 
 
 def read_odgt(path):
-    """The records of an .odgt file, one JSON object a line."""
-    records = []
+    """Image ID -> its people and how many have no visible area, of an .odgt file: one JSON object a line."""
+    records = {}
     for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            records.append((str(record['ID']), record['gtboxes']))
+            image_id, boxes = str(record['ID']), record['gtboxes']
         except (ValueError, KeyError, TypeError) as error:
             raise Refusal(f'line {number} of {path} is no CrowdHuman record: {error!r}') from error
+        where = f'line {number} of {path}, image {image_id}'
+        if image_id in records:
+            raise Refusal(f'{where}: an earlier line has this ID too')
+        if not isinstance(boxes, list):
+            raise Refusal(f'{where}: "gtboxes" is no list but {boxes!r}')
+        records[image_id] = visible_people(where, boxes)
     return records
 
 
-def visible_people(image_id, boxes):
+def visible_people(where, boxes):
     """One image's people as COCO annotations that still lack their ids, and how many have no visible area."""
     people, no_area = [], 0
     for box in boxes:
         try:
             x, y, width, height = map(float, box['vbox'])
             ignored = box['tag'] != 'person' or bool(box.get('extra', {}).get('ignore', 0))
-        except (KeyError, TypeError, ValueError) as error:
-            raise Refusal(f'image {image_id}: a box without a proper "tag" or "vbox": {error!r}') from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise Refusal(f'{where}: a box without a proper "tag", "vbox" or "extra": {error!r}') from error
+        if not all(map(math.isfinite, (x, y, width, height))):
+            raise Refusal(f'{where}: a box with numbers that are not finite: {box["vbox"]!r}')
         if width > 0 and height > 0:
             people.append({'category_id': PERSON, 'bbox': [x, y, width, height], 'area': width * height,
                            'iscrowd': int(ignored)})
@@ -67,12 +76,11 @@ def sizes_of(image_ids, image_dir):
 
 def convert(records, image_dir):
     """COCO content (dict) of the records, and how many boxes without visible area were left out."""
-    sizes = sizes_of([image_id for image_id, _ in records], image_dir)
+    sizes = sizes_of(records, image_dir)
     images, annotations, left_out = [], [], 0
-    for number, (image_id, boxes) in enumerate(records, start=1):
+    for number, (image_id, (people, no_area)) in enumerate(records.items(), start=1):
         width, height = sizes[image_id]
         images.append({'id': number, 'file_name': f'{image_id}.jpg', 'width': width, 'height': height})
-        people, no_area = visible_people(image_id, boxes)
         left_out += no_area
         annotations += [dict(person, id=len(annotations) + index, image_id=number)
                         for index, person in enumerate(people, start=1)]

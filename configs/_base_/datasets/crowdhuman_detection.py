@@ -1,4 +1,5 @@
-# CrowdHuman: full bodies, also where they are hidden or outside the image. Resized as COCO is.
+# CrowdHuman: full bodies, also where they are hidden, but clipped to the image: by the resize in training, by
+# CrowdHumanMetric in evaluation. Resized as COCO is.
 _base_ = ['./coco_detection.py']
 
 dataset_type = 'CrowdHumanDataset'
