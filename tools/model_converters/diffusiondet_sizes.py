@@ -171,7 +171,7 @@ def differences(shapes: dict[str, Size], expected: dict[str, Size]) -> list[str]
     return [sentence.format(len(names), list_names(names)) for sentence, names in found.items() if names]
 
 
-def list_names(names: Iterable[str], limit: int = 8) -> str:
+def list_names(names: Iterable[str], limit: int = 50) -> str:
     """The first names, and how many more there are."""
     names = list(names)
     return ', '.join(names[:limit]) + (f', ... ({len(names) - limit} more)' if len(names) > limit else '')
