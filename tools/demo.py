@@ -66,9 +66,9 @@ class Demo:
             self.work_dir / 'test', '--out', self.work_dir / 'settings.json', '--cfg-options', *self.options)
 
     def draw(self) -> None:
-        """Draw the two pictures."""
+        """Draw the two pictures, with few enough boxes to see each."""
         run('tools/visualizations/draw_denoising.py', CONFIG, self.checkpoint(), '--out-dir', self.work_dir,
-            '--cfg-options', *self.options)
+            '--cfg-options', *self.options, 'model.test_cfg.num_proposals=64')
 
     def run(self) -> None:
         """All of it."""
