@@ -156,8 +156,8 @@ def test_inferencer_takes_a_config_object_and_a_checkpoint(checkpoint, shapes):
 
 def test_settings_table_has_a_row_per_setting_and_the_seeds_change_the_draws(checkpoint, options, tmp_path):
     out = tmp_path / 'settings.json'
-    printed = run(OURS / 'analysis_tools' / 'test_settings.py', CONFIG, checkpoint, '--settings', '1x20', '2x40',
-                  '--seeds', '0', '1', '--out', out, '--work-dir', tmp_path, '--cfg-options', *options)
+    printed = run(OURS / 'analysis_tools' / 'test_settings.py', Path(CONFIG).stem, checkpoint, '--settings', '1x20',
+                  '2x40', '--seeds', '0', '1', '--out', out, '--work-dir', tmp_path, '--cfg-options', *options)
     assert len(re.findall(r'^\| (?:1 \| 20|2 \| 40) \|', printed, re.MULTILINE)) == 2
     results = json.loads(out.read_text())
     assert [(row['steps'], row['boxes'], len(row['runs'])) for row in results] == [(1, 20, 2), (2, 40, 2)]
@@ -171,8 +171,8 @@ def test_settings_refuse_a_checkpoint_of_another_model(options, tmp_path):
 
 
 def test_two_pictures_are_drawn(checkpoint, options, tmp_path):
-    run(OURS / 'visualizations' / 'draw_denoising.py', CONFIG, checkpoint, '--out-dir', tmp_path, '--images', '2',
-        '--min-objects', '1', '--device', 'cpu', '--cfg-options', *options)
+    run(OURS / 'visualizations' / 'draw_denoising.py', Path(CONFIG).stem, checkpoint, '--out-dir', tmp_path, '--images',
+        '2', '--min-objects', '1', '--device', 'cpu', '--cfg-options', *options)
     assert {path.name for path in tmp_path.glob('*.png')} == {'detections.png', 'denoising.png'}
 
 

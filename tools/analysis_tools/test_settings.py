@@ -20,6 +20,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmdet_diffusion.diffusion import sampling_time_pairs
+from mmdet_diffusion.launch import with_config_path
 
 
 def parse_setting(text: str) -> tuple[int, int]:
@@ -90,7 +91,7 @@ def table(results: list[dict]) -> str:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config')
+    parser.add_argument('config', help='path, or name of one of this package')
     parser.add_argument('checkpoint')
     parser.add_argument('--settings', nargs='+', type=parse_setting, required=True, metavar='STEPSxBOXES')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
@@ -102,7 +103,7 @@ def main() -> int:
         parser.error(f'there is no checkpoint {args.checkpoint}')
     if args.out and (args.out.is_dir() or not args.out.resolve().parent.is_dir()):
         parser.error(f'--out {args.out} cannot be written: it is a folder, or its folder does not exist')
-    runner = build_runner(args.config, args.checkpoint, args.work_dir, args.cfg_options)
+    runner = build_runner(*with_config_path([args.config]), args.checkpoint, args.work_dir, args.cfg_options)
     check_checkpoint(runner, args.checkpoint)
     for steps, _ in args.settings:  # a wrong one shows now, not after the others ran
         sampling_time_pairs(runner.model.bbox_head.box_sampler.num_train_timesteps, steps)

@@ -19,7 +19,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from PIL import Image, ImageDraw
 
-import mmdet_diffusion  # noqa: F401  registers the parts
+from mmdet_diffusion.launch import with_config_path
 from mmdet_diffusion.task_modules import image_noise, image_sizes
 
 COLOURS = ((230, 60, 60), (60, 120, 240), (40, 170, 80), (240, 160, 30), (170, 80, 220), (20, 180, 190))
@@ -130,7 +130,7 @@ class Viewer:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config')
+    parser.add_argument('config', help='path, or name of one of this package')
     parser.add_argument('checkpoint')
     parser.add_argument('--out-dir', type=Path, required=True)
     parser.add_argument('--images', type=int, default=6, help='columns of the first picture')
@@ -145,7 +145,7 @@ def main() -> int:
         parser.error(f'there is no checkpoint {args.checkpoint}')
     if args.images < 1:
         parser.error(f'--images must be at least 1, got {args.images}')
-    config = Config.fromfile(args.config)
+    config = Config.fromfile(*with_config_path([args.config]))
     config.merge_from_dict(args.cfg_options or {})
     config.model.test_cfg.update(sampling_timesteps=args.steps, seed=0)
     viewer = Viewer(config, args.checkpoint, args.device, args.score_thr, args.panel)
