@@ -405,7 +405,7 @@ def test_fault_is_exit_code_1_and_no_traceback(tmp_path):
 
 def make(*arguments: str, **variables: str) -> str:
     """What make would run, whatever variables the make that runs these tests was given."""
-    given = ('VENV', 'PYTHON', 'MAKEFLAGS', 'MAKEOVERRIDES', 'MFLAGS', 'MAKELEVEL')
+    given = ('VENV', 'VENV_ONEDL', 'STACK', 'PYTHON', 'MAKEFLAGS', 'MAKEOVERRIDES', 'MFLAGS', 'MAKELEVEL')
     environ = {name: value for name, value in os.environ.items() if name not in given} | variables
     command = ['make', '--dry-run', *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environ).stdout
