@@ -77,6 +77,15 @@ def case_of(folder, form):
     return Case(folder, form)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    """Rounding depends on how many threads share a sum; the tolerances are those of one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope='module', params=[(folder, form) for folder in ('mini_r50', 'mini_swin') for form in FORMS],
                 ids='-'.join)
 def case(request):
