@@ -1,12 +1,17 @@
 """Parity with recordings of the authors' model (tests/data/golden/README.md)."""
 
 import copy
-import functools
-import json
-from typing import NamedTuple
 
 import pytest
 import torch
+from golden_recordings import (
+    Golden,
+    GradientTolerances,
+    add_rounding,
+    converter,
+    one_thread,  # noqa: F401  acts by being here
+    relative_difference,
+)
 from mmengine.structures import InstanceData
 
 from mmdet_diffusion.diffusion import cosine_alpha_bar, sampling_time_pairs
@@ -14,59 +19,9 @@ from mmdet_diffusion.heads import SamplingSettings
 from mmdet_diffusion.post_processing import best_pairs, finish_image, merge_steps
 from mmdet_diffusion.structures import Detections, StageOutputs, TrainingDraws
 from mmdet_diffusion.task_modules import DynamicKAssigner, pad_objects
-from mmdet_diffusion.testing import (
-    REPOSITORY,
-    build_detector,
-    data_sample,
-    load_tool,
-    single_image_objects,
-    small_model_cfg,
-)
+from mmdet_diffusion.testing import build_detector, data_sample, single_image_objects
 
-FOLDER = REPOSITORY / 'tests' / 'data' / 'golden'
 STEPS = (1, 2, 4, 8)
-
-
-@functools.cache
-def load(file):
-    return torch.load(file, weights_only=True)
-
-
-@functools.cache
-def converter():
-    return load_tool('model_converters/diffusiondet_to_mmdet.py')
-
-
-class Golden:
-    """Recordings of one model: called with a file's name, it gives what that holds."""
-
-    def __init__(self, name):
-        self.name, self.meta = name, json.loads((FOLDER / name / 'meta.json').read_text())
-        self.num_proposals, self.num_classes = self.meta['num_proposals'], self.meta['num_classes']
-        self.num_stages, self.timesteps = self.meta['num_stages'], self.meta['timesteps']
-
-    def __call__(self, name):
-        return load(FOLDER / self.name / f'{name}.pt')
-
-    def backbone_cfg(self):
-        if self.meta['swin']:
-            return dict(self.meta['swin'], type='SwinTransformer', drop_path_rate=0.0)  # as it was recorded
-        width = self.meta['resnet']['base_channels']
-        return dict(type='ResNet', depth=50, base_channels=width, stem_channels=width, style='pytorch',
-                    frozen_stages=1, norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True)
-
-    def image_whwh(self):
-        height, width = self('inference')['image'].shape[-2:]
-        return torch.tensor([[width, height, width, height]], dtype=torch.float32)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """Rounding depends on how many threads share a sum; the tolerances are those of one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module', params=['mini_r50', 'mini_swin'])
@@ -76,18 +31,10 @@ def golden(request):
 
 @pytest.fixture(scope='module')
 def model(golden):
-    meta = golden.meta
-    cfg = small_model_cfg(num_classes=golden.num_classes, num_proposals=golden.num_proposals,
-                          num_stages=golden.num_stages, feat_channels=meta['hidden_dim'])
-    cfg.backbone = golden.backbone_cfg()
-    finest = meta['swin']['embed_dims'] if meta['swin'] else meta['resnet']['res2_out']
-    cfg.neck.in_channels = [finest * factor for factor in (1, 2, 4, 8)]
-    cfg.bbox_head.stage.update(num_attn_heads=meta['nheads'], feedforward_channels=meta['dim_feedforward'],
-                               dynamic_dim=meta['dim_dynamic'])
+    cfg = golden.model_cfg()
     cfg.test_cfg = dict(cfg.test_cfg, max_per_img=10_000, ensemble='all_but_last')
     detector = build_detector(cfg)
-    source = converter().read_source(FOLDER / golden.name / 'checkpoint.pth')
-    detector.load_state_dict(converter().convert(source.state), strict=True)
+    detector.load_state_dict(golden.state_dict(), strict=True)
     return detector.eval()
 
 
@@ -155,19 +102,6 @@ def test_head_recording_has_boxes_on_every_level(golden, model):
 # Training -------------------------------------------------------------------------------------------------------------
 
 
-def training_samples(golden):
-    recorded = golden('train_focal')
-    return [
-        data_sample(boxes, labels, tuple(image.shape[-2:])) for boxes, labels, image in zip(
-            recorded['gt_bboxes'], recorded['gt_labels'], training_images(golden), strict=True)
-    ]
-
-
-def training_images(golden):
-    images = golden('train_images')
-    return images['images'] if isinstance(images, dict) else images
-
-
 def recorded_draws(golden):
     """The recorded draws in our form: padding rows stand where the padding boxes will."""
     recorded = golden('train_focal')
@@ -188,7 +122,7 @@ def recorded_draws(golden):
 
 def test_training_boxes_equal_the_recorded_ones(golden, model):
     recorded = golden('train_focal')
-    objects = pad_objects(training_samples(golden), golden.num_classes)
+    objects = pad_objects(golden.training_samples('train_focal'), golden.num_classes)
     draws = recorded_draws(golden)
     boxes = model.bbox_head.box_sampler.noisy_boxes(objects, draws)
     # Which objects an overfull image keeps is not recorded.
@@ -198,42 +132,15 @@ def test_training_boxes_equal_the_recorded_ones(golden, model):
     torch.testing.assert_close(boxes[comparable], recorded['noisy_boxes'][comparable].float(), rtol=0, atol=1e-3)
 
 
-def recorded_matching(golden):
-    """Object of each query or -1, shape (S, B, N)."""
-    recorded = golden('train_focal')
-    index = torch.full((golden.num_stages, len(recorded['gt_labels']), golden.num_proposals), -1)
-    for stage, images in recorded['matched'].items():
-        for image, (query_mask, gt_index) in enumerate(images):
-            index[stage, image, query_mask] = gt_index
-    return index
-
-
-def our_name(recorded_name):
-    """Our key of one of the recorded losses."""
-    kind, _, stage = recorded_name.removeprefix('loss_').partition('_')
-    prefix = f'd{stage}.' if stage else ''
-    return f'{prefix}loss_{dict(ce="cls", bbox="bbox", giou="iou")[kind]}'
-
-
 def test_losses_of_the_recorded_outputs_equal_the_recorded_losses(golden, model):
     recorded = golden('train_focal')
     outputs = StageOutputs(recorded['logits'], recorded['pred_boxes'])
-    objects = pad_objects(training_samples(golden), golden.num_classes)
-    losses = model.bbox_head.criterion.losses(outputs, objects, recorded_matching(golden))
-    assert {our_name(name) for name in recorded['losses']} == set(losses)
-    for name, value in recorded['losses'].items():
-        torch.testing.assert_close(losses[our_name(name)], value, rtol=1e-4, atol=0)
-
-
-def add_rounding(module, size, generator):
-    """Put random errors of a relative size into the output of every matrix product."""
-
-    def perturb(layer, inputs, output):
-        return output * (1 + size * torch.randn(output.shape, generator=generator, dtype=output.dtype))
-
-    for layer in module.modules():
-        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
-            layer.register_forward_hook(perturb)
+    objects = pad_objects(golden.training_samples('train_focal'), golden.num_classes)
+    losses = model.bbox_head.criterion.losses(outputs, objects, golden.matching('train_focal'))
+    expected = golden.losses('train_focal')
+    assert set(expected) == set(losses)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=0)
 
 
 def parameter_gradients(golden, model, dtype, rounding=0.0):
@@ -249,12 +156,12 @@ def parameter_gradients(golden, model, dtype, rounding=0.0):
     detector = copy.deepcopy(model).train().to(dtype)
     if rounding:
         add_rounding(detector.backbone, rounding, torch.Generator().manual_seed(0))
-    images = [image.flip(0) for image in training_images(golden)]
-    data = detector.data_preprocessor(dict(inputs=images, data_samples=training_samples(golden)), True)
+    images = [image.flip(0) for image in golden.training_images()]
+    data = detector.data_preprocessor(dict(inputs=images, data_samples=golden.training_samples('train_focal')), True)
     features = detector.extract_feat(data['inputs'].to(dtype))
     outputs = detector.bbox_head(features, recorded['noisy_boxes'].to(dtype), recorded['t'])
     objects = pad_objects(data['data_samples'], golden.num_classes)
-    losses = detector.bbox_head.criterion.losses(outputs, objects, recorded_matching(golden))
+    losses = detector.bbox_head.criterion.losses(outputs, objects, golden.matching('train_focal'))
     sum(losses.values()).backward()
     return {name: parameter.grad for name, parameter in detector.named_parameters() if parameter.requires_grad}
 
@@ -269,23 +176,12 @@ def exact_gradients(golden, model):
     return parameter_gradients(golden, model, torch.float64)
 
 
-def relative_difference(gradient, other):
-    return ((gradient - other).norm() / other.norm().clamp(min=1e-12)).item()
-
-
 def test_trained_parameters_are_those_of_the_recording(golden, gradients):
     assert {converter().convert_name(name) for name in golden('train_focal')['grad_norms']} == set(gradients)
 
 
 # Rounding takes values across the kink of a ReLU (in a backbone of 8 channels) and grows on thin boxes (in mini_swin
 # from the first stage to the second): the last test shows that a tolerance of 1e-3 cannot be asked there.
-class GradientTolerances(NamedTuple):
-    neck_and_head: float
-    backbone: float
-    to_exact: float  # of our float32 to our float64
-    rounding: float  # the relative rounding that moves the exact gradients by more than these
-
-
 GRADIENTS = dict(
     mini_r50=GradientTolerances(neck_and_head=1e-3, backbone=5e-3, to_exact=1e-3, rounding=5e-6),
     mini_swin=GradientTolerances(neck_and_head=1e-2, backbone=3e-2, to_exact=3e-2, rounding=1e-6))
