@@ -5,7 +5,7 @@ from mmdet.utils import OptMultiConfig
 from mmengine.model import BaseModule, bias_init_with_prob
 from torch import Tensor, nn
 
-from ..layers import DynamicConv
+from ..layers import DynamicConv, Linear
 
 
 @MODELS.register_module()
@@ -50,14 +50,14 @@ class DynamicDiffusionStage(BaseModule):
         self.dynamic_conv = DynamicConv(feat_channels, dynamic_dim, num_bins)
         self.norm_dynamic = nn.LayerNorm(feat_channels)
         self.ffn = nn.Sequential(
-            nn.Linear(feat_channels, feedforward_channels), nn.ReLU(inplace=True),
-            nn.Linear(feedforward_channels, feat_channels))
+            Linear(feat_channels, feedforward_channels), nn.ReLU(inplace=True),
+            Linear(feedforward_channels, feat_channels))
         self.norm_ffn = nn.LayerNorm(feat_channels)
-        self.time_mlp = nn.Sequential(nn.SiLU(), nn.Linear(4 * feat_channels, 2 * feat_channels))
+        self.time_mlp = nn.Sequential(nn.SiLU(), Linear(4 * feat_channels, 2 * feat_channels))
         self.cls_fcs = _branch(num_cls_fcs, feat_channels)
         self.reg_fcs = _branch(num_reg_fcs, feat_channels)
-        self.fc_cls = nn.Linear(feat_channels, num_classes)
-        self.fc_reg = nn.Linear(feat_channels, 4)
+        self.fc_cls = Linear(feat_channels, num_classes)
+        self.fc_reg = Linear(feat_channels, 4)
 
     def init_weights(self) -> None:
         """Xavier-uniform matrices; class bias at the prior."""
@@ -90,7 +90,7 @@ class DynamicDiffusionStage(BaseModule):
 def _branch(num_fcs: int, channels: int) -> nn.Sequential:
     layers = []
     for _ in range(num_fcs):
-        layers += [nn.Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ReLU(inplace=True)]
+        layers += [Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 

@@ -3,7 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-PIECE = 256  # proposals at once on the CPU, where no gradient needs the filters later
+from .linear import Linear
+
+# Filters written at once on a CPU, where no gradient needs them later: glibc keeps freed blocks below 32 MiB for reuse,
+# while larger ones are fetched from the system each time, page by page.
+PIECE_BYTES = 2**25
 
 
 class DynamicConv(nn.Module):
@@ -18,10 +22,10 @@ class DynamicConv(nn.Module):
     def __init__(self, feat_channels: int, dynamic_channels: int, num_bins: int) -> None:
         super().__init__()
         self.feat_channels, self.dynamic_channels = feat_channels, dynamic_channels
-        self.dynamic_layer = nn.Linear(feat_channels, 2 * feat_channels * dynamic_channels)
+        self.dynamic_layer = Linear(feat_channels, 2 * feat_channels * dynamic_channels)
         self.norm_in = nn.LayerNorm(dynamic_channels)
         self.norm_out = nn.LayerNorm(feat_channels)
-        self.fc = nn.Linear(num_bins * feat_channels, feat_channels)
+        self.fc = Linear(num_bins * feat_channels, feat_channels)
         self.norm_fc = nn.LayerNorm(feat_channels)
         self.activation = nn.ReLU(inplace=True)
 
@@ -37,9 +41,10 @@ class DynamicConv(nn.Module):
         """
         if torch.is_grad_enabled() or proposal_features.device.type != 'cpu':
             return self._interact(proposal_features, roi_features)
-        # 500 proposals write 65 MB of filters: memory that the system has to provide each time. Pieces reuse it.
-        pieces = zip(proposal_features.split(PIECE), roi_features.split(PIECE), strict=True)
-        return torch.cat([self._interact(*piece) for piece in pieces])
+        filters = self.dynamic_layer.out_features * proposal_features.element_size()
+        pieces = proposal_features.size(0) * filters // PIECE_BYTES + 1
+        return torch.cat([self._interact(*piece) for piece in
+                          zip(proposal_features.chunk(pieces), roi_features.chunk(pieces), strict=True)])
 
     def _interact(self, proposal_features: Tensor, roi_features: Tensor) -> Tensor:
         to_dynamic, to_feature = self.dynamic_layer(proposal_features).chunk(2, dim=-1)

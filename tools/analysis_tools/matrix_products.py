@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-PRODUCTS = ('mm', 'addmm', 'bmm', 'baddbmm', 'mv', 'addmv', 'linear', 'mkldnn_linear', '_addmm_activation')
+PRODUCTS = ('mm', 'addmm', 'bmm', 'baddbmm', 'mv', 'addmv', 'linear', '_linear_pointwise', '_addmm_activation')
 ATTENTION = '_scaled_dot_product_'
 
 
@@ -25,7 +25,7 @@ class RecordedProduct:
     def __init__(self, func: torch._ops.OpOverload, args: tuple, kwargs: dict, result: Tensor | tuple) -> None:
         self.name = _base_name(func)
         self.args, self.kwargs = tree_map_only(Tensor, _like, (args, kwargs))
-        packet = getattr(torch.ops.aten, self.name)
+        packet = getattr(getattr(torch.ops, func.namespace), self.name)
         if 'out' in packet.overloads():
             self.func, self.kwargs['out'] = packet.out, _like(result)
         else:
@@ -51,7 +51,7 @@ class MatrixProducts(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = _base_name(func)
-        if func.namespace == 'aten' and (name in PRODUCTS or name.startswith(ATTENTION)):
+        if func.namespace in ('aten', 'mkldnn') and (name in PRODUCTS or name.startswith(ATTENTION)):
             inputs = {key: value for key, value in kwargs.items() if key != 'out'}
             self.products.append(RecordedProduct(func, args, inputs, result))
         return result

@@ -1,0 +1,66 @@
+"""The matrix product of a linear layer, by whichever of torch's two libraries is fast on a CPU.
+
+torch gives float32 matrices to MKL, whose code for processors that are not Intel's is slow: on an AMD EPYC oneDNN takes
+half the time (docs/performance.md). torch reaches oneDNN's product by an operator that it keeps for its compiler.
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As ``torch.nn.functional.linear``; oneDNN runs it where :func:`runs_on_onednn` says so.
+
+    Args:
+        inputs (Tensor): shape (..., I).
+        weight (Tensor): shape (O, I).
+        bias (Tensor | None): shape (O,).
+
+    Returns:
+        Tensor: ``inputs @ weight.T + bias``, shape (..., O).
+    """
+    if not runs_on_onednn(inputs, weight):
+        return F.linear(inputs, weight, bias)
+    # In two dimensions, whose result is no view: what follows may write into it.
+    return _OneDNNLinear.apply(inputs.flatten(0, -2), weight, bias).unflatten(0, inputs.shape[:-1])
+
+
+def runs_on_onednn(inputs: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`linear` gives a product to oneDNN: float32 matrices on a CPU, outside autocast and compilers.
+
+    ``torch.backends.mkldnn.enabled`` switches it off, as the rest of oneDNN.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu'):
+        return False
+    return (inputs.device.type == weight.device.type == 'cpu' and inputs.dtype == weight.dtype == torch.float32
+            and inputs.dim() > 1 and inputs.numel() > 0 and inputs.size(-1) == weight.size(-1)
+            and torch.backends.mkldnn.enabled and hasattr(torch.ops.mkldnn, '_linear_pointwise'))
+
+
+def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, 'none', [], '')
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    """``Y = X W^T + b`` of matrices."""
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return _product(inputs, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        inputs, weight = ctx.saved_tensors
+        needs_inputs, needs_weight, needs_bias = ctx.needs_input_grad
+        grad_inputs = _product(grad_output, weight.T) if needs_inputs else None
+        grad_weight = None
+        if needs_weight:  # G^T X; oneDNN is faster with the longer side as its rows
+            if weight.size(0) < weight.size(1):
+                grad_weight = _product(grad_output.T, inputs.T)
+            else:
+                grad_weight = _product(inputs.T, grad_output.T).T
+        return grad_inputs, grad_weight, grad_output.sum(0) if needs_bias else None
