@@ -9,10 +9,13 @@ from pathlib import Path
 import mmdet
 
 from .config_zoo import resolve_config
+from .host_memory import keep_freed_memory
 
 
 def run_mmdet_tool(name: str) -> None:
     """Run a script of MMDetection's ``tools`` folder as the main program, with this program's arguments.
+
+    On a CPU the process keeps the memory that it frees, see :func:`keep_freed_memory`.
 
     The config may be given by its bare name, such as ``diffusiondet_r50_fpn_8xb2-450k_coco``.
 
@@ -30,6 +33,7 @@ def run_mmdet_tool(name: str) -> None:
         raise SystemExit(f'mmdet in {package} carries no tools/{name}; install it with `pip install mmdet==3.3.0`')
     sys.argv[1:] = with_config_path(sys.argv[1:])
     refuse_unwritable_work_dir(sys.argv[1:])
+    keep_freed_memory()
     runpy.run_path(str(script), run_name='__main__')
 
 

@@ -18,7 +18,7 @@ class FlatPyramid(NamedTuple):
     """All levels of a feature pyramid as one table of pixels.
 
     Attributes:
-        table (Tensor): float32 or float64, shape (sum over levels of B * H_l * W_l, C).
+        table (Tensor): float32 or float64, image by image, shape (B * sum over levels of H_l * W_l, C).
         first_rows (Tensor): where each image of each level begins, int64, shape (L, B).
         heights (Tensor): H_l, int64, shape (L,).
         widths (Tensor): W_l, int64, shape (L,).
@@ -42,14 +42,13 @@ def flatten_pyramid(features: tuple[Tensor, ...], strides: tuple[float, ...]) ->
     Returns:
         FlatPyramid: see there.
     """
-    rows = [level.permute(0, 2, 3, 1).reshape(-1, level.size(1)) for level in features]
-    table = torch.cat(rows)
+    table = torch.cat([level.flatten(2).mT for level in features], dim=1).flatten(0, 1)
     table = table.to(torch.promote_types(table.dtype, torch.float32))  # half precision is widened
     device = table.device
     heights, widths = (_filled([level.size(axis) for level in features], torch.int64, device) for axis in (2, 3))
     areas = heights * widths
     images = torch.arange(features[0].size(0), device=device)
-    first_rows = ((areas.cumsum(0) - areas) * images.numel())[:, None] + areas[:, None] * images
+    first_rows = (areas.cumsum(0) - areas)[:, None] + areas.sum() * images
     return FlatPyramid(table, first_rows, heights, widths, _filled(strides, torch.float64, device))
 
 
@@ -72,15 +71,14 @@ def roi_align_rows(pyramid: FlatPyramid, bboxes: Tensor, levels: Tensor, output_
     Returns:
         Tensor: bins row by row, dtype of the table, shape (B * N, P * P, C).
     """
-    rows, weights = _rows_and_weights(pyramid, bboxes, levels, output_size, sampling_ratio)
-    features = _WeightedRows.apply(pyramid.table, rows, weights)
+    taps = _taps(pyramid, bboxes, levels, output_size, sampling_ratio)
+    features = _WeightedRows.apply(pyramid.table, *taps)
     return features.view(bboxes.size(0) * bboxes.size(1), output_size * output_size, pyramid.table.size(1))
 
 
 @torch.no_grad()
-def _rows_and_weights(pyramid: FlatPyramid, bboxes: Tensor, levels: Tensor, output_size: int,
-                      sampling_ratio: int) -> tuple[Tensor, Tensor]:
-    """Rows that each bin sums and their weights, both of shape (B * N * P * P, (2 * sampling_ratio)^2)."""
+def _taps(pyramid: FlatPyramid, bboxes: Tensor, levels: Tensor, output_size: int, sampling_ratio: int) -> list[Tensor]:
+    """First row of each image row, its weight, column and the column's weight, each (B * N, P, 2 * sampling_ratio)."""
     start = pyramid.first_rows.gather(0, levels.mT).mT  # (B, N)
     height, width = pyramid.heights[levels], pyramid.widths[levels]
 
@@ -88,13 +86,18 @@ def _rows_and_weights(pyramid: FlatPyramid, bboxes: Tensor, levels: Tensor, outp
     boxes = bboxes.double() / pyramid.strides[levels][..., None] - 0.5
     x_cell, x_weight = _axis_samples(boxes[..., 0], boxes[..., 2], width, output_size, sampling_ratio)
     y_cell, y_weight = _axis_samples(boxes[..., 1], boxes[..., 3], height, output_size, sampling_ratio)
-    y_weight, x_weight = y_weight.to(pyramid.table.dtype), x_weight.to(pyramid.table.dtype)
-    # (..., P, taps) each -> (..., P of y, P of x, taps of y, taps of x)
+    y_row = start[..., None, None] + y_cell * width[..., None, None]
+    dtype = pyramid.table.dtype
     # int32, since the backward pass sorts the rows, in half the time of int64.
-    y_row = (start[..., None, None] + y_cell * width[..., None, None]).int()
-    rows = y_row[..., :, None, :, None] + x_cell.int()[..., None, :, None, :]
-    weights = y_weight[..., :, None, :, None] * x_weight[..., None, :, None, :]
-    taps = (2 * sampling_ratio)**2
+    return [taps.flatten(0, 1) for taps in (y_row.int(), y_weight.to(dtype), x_cell.int(), x_weight.to(dtype))]
+
+
+def _rows_and_weights(y_row: Tensor, y_weight: Tensor, x_cell: Tensor, x_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that each bin sums and their weights, both of shape (B * N * P * P, (2 * sampling_ratio)^2)."""
+    # (..., P, taps) each -> (..., P of y, P of x, taps of y, taps of x)
+    rows = y_row[:, :, None, :, None] + x_cell[:, None, :, None, :]
+    weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
+    taps = y_row.size(-1) * x_cell.size(-1)
     return rows.reshape(-1, taps), weights.reshape(-1, taps)
 
 
@@ -129,21 +132,25 @@ def _axis_samples(low: Tensor, high: Tensor, size: Tensor, output_size: int,
 
 
 class _WeightedRows(torch.autograd.Function):
-    """``out[k] = sum_j weights[k, j] table[rows[k, j]]`` with a gradient to the table alone."""
+    """``out[k] = sum_j weights[k, j] table[rows[k, j]]`` with a gradient to the table alone.
+
+    Rows and weights are made again for the backward pass: along two axes they are a fiftieth of the memory.
+    """
 
     @staticmethod
-    def forward(ctx, table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, weights)
+    def forward(ctx, table: Tensor, *taps: Tensor) -> Tensor:
+        ctx.save_for_backward(*taps)
         ctx.num_rows = table.size(0)
+        rows, weights = _rows_and_weights(*taps)
         return F.embedding_bag(rows, table, mode='sum', per_sample_weights=weights)
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
         # grad_table[r] = sum over pairs (k, j) with rows[k, j] = r of weights[k, j] grad_output[k]: the same sum with
         # the roles of rows and bins exchanged, so sort the pairs by row.
-        rows, weights = ctx.saved_tensors
+        rows, weights = _rows_and_weights(*ctx.saved_tensors)
         row, order = rows.flatten().sort()
         offsets = torch.searchsorted(row, torch.arange(ctx.num_rows, dtype=row.dtype, device=row.device))
         grad_table = F.embedding_bag(order // rows.size(1), grad_output.contiguous(), offsets, mode='sum',
                                      per_sample_weights=weights.flatten().index_select(0, order))
-        return grad_table, None, None
+        return grad_table, None, None, None, None

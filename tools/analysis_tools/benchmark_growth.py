@@ -24,6 +24,8 @@ from benchmark_timing import Samples, environment, interleave
 from mmengine.config import DictAction
 from torch import nn
 
+from mmdet_diffusion.host_memory import keep_freed_memory
+
 matplotlib.use('Agg')
 from matplotlib import pyplot  # noqa: E402
 
@@ -154,6 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser, args = parse_args(argv)
     config = read_config(parser, args)
+    keep_freed_memory()
     try:
         model = build_model(config, (QUICK if args.quick else Sizes()).boxes, stock=False)
     except ValueError as error:

@@ -21,6 +21,7 @@ from benchmark_timing import environment
 from mmengine.config import Config, DictAction
 
 from mmdet_diffusion.config_zoo import resolve_config
+from mmdet_diffusion.host_memory import keep_freed_memory
 
 MIN_REPETITIONS = 5
 NOTES = (
@@ -89,6 +90,8 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     parser.add_argument('--repetitions', type=int, default=MIN_REPETITIONS,
                         help=f'of each time, at least {MIN_REPETITIONS}')
     parser.add_argument('--memory-runs', type=int, help='processes per side, 2 unless given, 1 with --quick')
+    parser.add_argument('--freed-memory', choices=('kept', 'returned'), default='kept',
+                        help='on a CPU: kept for later tensors as tools/train.py does, or left to the C library')
     parser.add_argument('--out', type=Path, help='JSON file to write')
     parser.add_argument('--overwrite', action='store_true', help='of a file that is there')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
@@ -138,8 +141,10 @@ def main(argv: list[str] | None = None) -> int:
     sizes = QUICK if args.quick else Sizes()
     sizes = sizes._replace(boxes=args.boxes or sizes.boxes, steps=args.steps or sizes.steps)
     bench = Bench(config=read_config(parser, args), device=args.device, sizes=sizes, repetitions=args.repetitions,
-                  memory_runs=args.memory_runs or (1 if args.quick else 2))
+                  memory_runs=args.memory_runs or (1 if args.quick else 2),
+                  keep_memory=args.freed_memory == 'kept' and keep_freed_memory())
     surroundings = dict(environment(args.device), config=args.config, quick=str(args.quick))
+    surroundings['freed memory'] = 'kept' if bench.keep_memory else 'left to the C library'
     print(', '.join(f'{name}: {value}' for name, value in surroundings.items()) + '\n')
     try:
         rows = measure_all(bench)

@@ -92,12 +92,13 @@ class Bench:
         sizes (Sizes): of the inputs.
         repetitions (int): of each time.
         memory_runs (int): processes per side for the peak of memory.
+        keep_memory (bool): whether this process keeps freed memory, and those for the peak are to.
     """
 
     def __init__(self, *, config: Config, device: torch.device, sizes: Sizes, repetitions: int,
-                 memory_runs: int) -> None:
+                 memory_runs: int, keep_memory: bool) -> None:
         self.config, self.device, self.sizes = config, device, sizes
-        self.repetitions, self.memory_runs = repetitions, memory_runs
+        self.repetitions, self.memory_runs, self.keep_memory = repetitions, memory_runs, keep_memory
 
     @cached_property
     def ours(self) -> nn.Module:
@@ -231,7 +232,7 @@ def peak_memory(bench: Bench) -> Row:
         bench.config.dump(config)
         for _ in range(bench.memory_runs):
             for values, extractor in zip(sides, ('ours', 'stock'), strict=True):
-                values.append(_memory(config, extractor, bench.sizes, bench.device))
+                values.append(_memory(config, extractor, bench))
     ours, stock = (Samples(tuple(values), 'MiB') for values in sides)
     return Row('peak memory of a training step', ours, 'model with SingleRoIExtractor', stock,
                Target(1.0, 1.0, at_most=True))
@@ -260,10 +261,11 @@ def _detect(model: nn.Module, data: dict, test_cfg: dict) -> None:
     model.test_step(data)
 
 
-def _memory(config: str, extractor: str, sizes: Sizes, device: torch.device) -> float:
-    command = [sys.executable, str(MEMORY_SCRIPT), config, '--extractor', extractor, '--device', str(device), '--boxes',
-               str(sizes.boxes), '--image', *map(str, sizes.training_image), '--objects',
-               *map(str, sizes.training_objects)]
+def _memory(config: str, extractor: str, bench: Bench) -> float:
+    sizes = bench.sizes
+    command = [sys.executable, str(MEMORY_SCRIPT), config, '--extractor', extractor, '--device', str(bench.device),
+               '--boxes', str(sizes.boxes), '--image', *map(str, sizes.training_image), '--objects',
+               *map(str, sizes.training_objects), *(['--keep-memory'] if bench.keep_memory else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f'{MEMORY_SCRIPT.name} ended with {done.returncode}: {done.stderr.strip()[-2000:]}')

@@ -20,6 +20,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmdet_diffusion.diffusion import sampling_time_pairs
+from mmdet_diffusion.host_memory import keep_freed_memory
 from mmdet_diffusion.launch import with_config_path
 
 
@@ -103,6 +104,7 @@ def main() -> int:
         parser.error(f'there is no checkpoint {args.checkpoint}')
     if args.out and (args.out.is_dir() or not args.out.resolve().parent.is_dir()):
         parser.error(f'--out {args.out} cannot be written: it is a folder, or its folder does not exist')
+    keep_freed_memory()
     runner = build_runner(*with_config_path([args.config]), args.checkpoint, args.work_dir, args.cfg_options)
     check_checkpoint(runner, args.checkpoint)
     for steps, _ in args.settings:  # a wrong one shows now, not after the others ran

@@ -14,6 +14,8 @@ import torch
 from benchmark_models import Sizes, build_model, training_step
 from mmengine.config import Config
 
+from mmdet_diffusion.host_memory import keep_freed_memory
+
 STEPS = 2  # the first makes the optimiser's state and the gradients, the second has them
 
 
@@ -37,7 +39,10 @@ def main() -> int:
     parser.add_argument('--boxes', type=int, required=True)
     parser.add_argument('--image', type=int, nargs=2, required=True, metavar=('HEIGHT', 'WIDTH'))
     parser.add_argument('--objects', type=int, nargs='+', required=True, help='of each image')
+    parser.add_argument('--keep-memory', action='store_true', help='that is freed, for later tensors')
     args = parser.parse_args()
+    if args.keep_memory:
+        keep_freed_memory()
     config = Config.fromfile(args.config)
     before = peak(args.device)
     model = build_model(config, args.boxes, stock=args.extractor == 'stock').to(args.device)

@@ -1,0 +1,50 @@
+"""Freed memory stays with the programs of this package, and nothing changes for those that only import it."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another C library')
+# 64 MiB, 16384 pages of 4 KiB, written four times. How many of them does the system hand out the last time? (Not the
+# second: what else was allocated meanwhile may lie in the first block.)
+PROGRAM = """
+import resource
+import mmdet_diffusion
+from mmdet_diffusion.host_memory import keep_freed_memory
+import torch
+{call}
+def faults():
+    torch.zeros(2**24).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+faults(), faults()
+before = faults()
+print(faults() - before)
+"""
+
+
+def last_time(call):
+    done = subprocess.run([sys.executable, '-c', PROGRAM.format(call=call)], capture_output=True, text=True, check=True)
+    return int(done.stdout.splitlines()[-1])
+
+
+@GLIBC
+@pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU computes')
+def test_freed_memory_is_used_again():
+    assert last_time('assert keep_freed_memory()') < 100
+
+
+@GLIBC
+def test_importing_the_package_changes_nothing():
+    assert last_time('') > 1000  # fewer than 16384 where pages are larger
+
+
+@pytest.mark.parametrize(('library', 'has_gpu'), [('musl', False), ('glibc', True)])
+def test_elsewhere_it_does_nothing(monkeypatch, library, has_gpu):
+    from mmdet_diffusion import host_memory
+    monkeypatch.setattr(host_memory.platform, 'libc_ver', lambda: (library, ''))
+    monkeypatch.setattr(host_memory.torch.cuda, 'is_available', lambda: has_gpu)
+    monkeypatch.setattr(host_memory.ctypes, 'CDLL', None)  # calling it would fail
+    assert not host_memory.keep_freed_memory()
