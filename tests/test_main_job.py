@@ -17,7 +17,7 @@ from mmengine.config import Config
 import mmdet_diffusion  # noqa: F401  lets torch.load read mmengine's checkpoints
 from mmdet_diffusion.testing import REPOSITORY
 
-CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-3.8k_shapes.py'
+CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-4k_shapes.py'
 OURS = REPOSITORY / 'tools'
 STOCK = Path(mmdet.__file__).parent / '.mim' / 'tools'
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-3.8k_shapes.py'
+CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-4k_shapes.py'
 SETTINGS = ('1x64', '4x64', '1x500', '4x500')  # steps x boxes; 64 boxes as in training
 
 

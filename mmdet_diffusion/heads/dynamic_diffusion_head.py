@@ -98,7 +98,8 @@ class DynamicDiffusionHead(BaseModule):
             roi_features = box_features(bboxes)
             if proposal_features is None:
                 proposal_features = roi_features.mean(1).unflatten(0, (num_images, num_proposals))
-            logits, deltas, proposal_features = stage(roi_features, proposal_features, time)
+            with box_features.not_kept(roi_features, bboxes):
+                logits, deltas, proposal_features = stage(roi_features, proposal_features, time)
             refined = refine_boxes(bboxes, deltas)
             cls_scores.append(logits)
             all_bboxes.append(refined)

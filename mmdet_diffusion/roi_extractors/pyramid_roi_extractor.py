@@ -1,21 +1,15 @@
 """RoI features from the pyramid level that fits a box. Lin et al. 2017 (FPN), arXiv:1612.03144, Eq. (1)."""
 
-from collections.abc import Callable
-
 import torch
 from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor, SingleRoIExtractor
 from mmdet.registry import MODELS
-from mmdet.structures.bbox import bbox2roi
 from mmdet.utils import ConfigType
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from ..ops import flatten_pyramid, roi_align_rows
-
-BoxFeatures = Callable[[Tensor], Tensor]
-"""Takes boxes, absolute xyxy in pixels, shape (B, N, 4); gives RoI features, bins first, shape (B * N, P * P, C)."""
-
+from ..ops import flatten_pyramid
+from .box_features import BoxFeatures, GatheredFeatures, StockFeatures
 
 IMPLEMENTATIONS = ('auto', 'gathered', 'mmcv')
 
@@ -105,8 +99,7 @@ class PyramidRoIExtractor(BaseModule):
         if implementation == 'mmcv':
             return self._by_mmcv()(feats)
         pyramid = flatten_pyramid(_used_levels(feats, self.num_inputs, self.out_channels), self.featmap_strides)
-        return lambda bboxes: roi_align_rows(pyramid, bboxes, self.map_roi_levels(bboxes), self.output_size,
-                                             self.sampling_ratio)
+        return GatheredFeatures(pyramid, self.map_roi_levels, self.output_size, self.sampling_ratio)
 
     def _by_mmcv(self) -> 'StockRoIExtractor':
         layer = dict(type='RoIAlign', output_size=self.output_size, sampling_ratio=self.sampling_ratio)
@@ -161,13 +154,7 @@ class StockRoIExtractor(BaseModule):
         """As :meth:`PyramidRoIExtractor.forward`; float32, since half-precision boxes are off by whole pixels."""
         # mmcv's operator reads channels-last maps as if they were channels-first, without a word.
         levels = tuple(level.float().contiguous() for level in _used_levels(feats, self.num_inputs, self.out_channels))
-
-        def look_up(bboxes: Tensor) -> Tensor:
-            # mmcv's operator on the CPU refuses boxes with x2 < x1.
-            ordered = torch.cat([bboxes[..., :2], torch.maximum(bboxes[..., 2:], bboxes[..., :2])], dim=-1)
-            return self.extractor(levels, bbox2roi(list(ordered.float()))).flatten(2).transpose(1, 2)
-
-        return look_up
+        return StockFeatures(self.extractor, levels)
 
 
 def build_roi_extractor(cfg: ConfigType) -> PyramidRoIExtractor | StockRoIExtractor:

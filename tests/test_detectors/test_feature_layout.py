@@ -8,7 +8,7 @@ from mmdet_diffusion.testing import build_detector, data_sample, small_model_cfg
 HEIGHT, WIDTH = 96, 128
 
 
-def detections(roi_extractor, memory_format):
+def detections(roi_extractor, memory_format, *, channels_last=False):
     cfg = small_model_cfg()
     own = cfg['bbox_head']['roi_extractor']
     if roi_extractor == 'SingleRoIExtractor':
@@ -22,6 +22,10 @@ def detections(roi_extractor, memory_format):
     model = build_detector(cfg).eval().to(memory_format=memory_format)
     for stage in model.bbox_head.stages:  # scores far enough from each other to keep their order
         torch.nn.init.normal_(stage.fc_cls.weight, std=0.7, generator=torch.Generator().manual_seed(0))
+    if channels_last:
+        weights = model.state_dict()  # initial ones are drawn in the order of memory
+        model = build_detector(cfg | dict(channels_last=True)).eval()
+        model.load_state_dict(weights)
     images = torch.rand((2, 3, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(0))
     nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
     samples = [data_sample(*nothing, (HEIGHT, WIDTH), img_id=img_id) for img_id in (1, 2)]
@@ -37,3 +41,25 @@ def test_detections_are_the_same(roi_extractor, memory_format):
         torch.testing.assert_close(found.scores, wanted.scores, rtol=0, atol=1e-4)
         torch.testing.assert_close(found.bboxes, wanted.bboxes, rtol=0, atol=1e-4 * WIDTH)
         assert torch.equal(found.labels, wanted.labels)
+
+
+@pytest.mark.parametrize('roi_extractor', ['gathered', 'mmcv', 'SingleRoIExtractor'])
+def test_detections_are_the_same_in_a_model_that_keeps_channels_last(roi_extractor):
+    expected = detections('gathered', torch.contiguous_format)
+    found = detections(roi_extractor, torch.contiguous_format, channels_last=True)
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.scores, wanted.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours.bboxes, wanted.bboxes, rtol=0, atol=1e-4 * WIDTH)
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_the_layout_reaches_weights_and_levels_and_survives_a_checkpoint(channels_last):
+    plain = build_detector(small_model_cfg())
+    model = build_detector(small_model_cfg() | dict(channels_last=channels_last)).eval()
+    model.load_state_dict(plain.state_dict())
+    weight = model.neck.lateral_convs[1].conv.weight  # 1x1: either layout in strides, but its memory is the same
+    assert torch.equal(weight, plain.neck.lateral_convs[1].conv.weight)
+    weight = model.neck.fpn_convs[0].conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+    level = model.extract_feat(torch.rand(2, 3, HEIGHT, WIDTH))[0]
+    assert level.is_contiguous(memory_format=torch.channels_last) is channels_last

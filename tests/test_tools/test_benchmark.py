@@ -18,7 +18,7 @@ growth, benchmark, models, rows, timing, matrix_products = (
         'benchmark_growth', 'benchmark_head', 'benchmark_models', 'benchmark_rows', 'benchmark_timing',
         'matrix_products'))
 
-NAME = 'diffusiondet_r18_fpn_1xb4-3.8k_shapes'
+NAME = 'diffusiondet_r18_fpn_1xb4-4k_shapes'
 CONFIG = str(REPOSITORY / 'configs' / 'diffusiondet' / f'{NAME}.py')
 TOOLS = pytest.mark.parametrize('tool', [benchmark, growth], ids=['head', 'growth'])
 CPU = torch.device('cpu')
