@@ -15,6 +15,7 @@ from mmdet.apis import DetInferencer
 from mmengine.config import Config
 
 import mmdet_diffusion  # noqa: F401  lets torch.load read mmengine's checkpoints
+from mmdet_diffusion.launch import refuse_unwritable_work_dir
 from mmdet_diffusion.testing import REPOSITORY
 
 CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-4k_shapes.py'
@@ -144,6 +145,23 @@ def test_a_work_folder_that_cannot_be_made_stops_the_training_at_once(tmp_path):
     printed = run(OURS / 'train.py', CONFIG, '--work-dir', tmp_path / 'file' / 'work', code=1)
     assert f'file/work cannot be made: {tmp_path}/file is no folder. Give another folder' in printed
     assert 'Traceback' not in printed
+
+
+@pytest.mark.parametrize(('args', 'origin'), [
+    (['config.py', '--work-dir=work_dirs/a'], '--work-dir work_dirs/a'),
+    (['config.py', 'model.pth', '--cfg-options', 'work_dir=work_dirs/b'], 'work_dir of the config, work_dirs/b'),
+    (['--local-rank=0', 'config.py'], 'work_dir of the config, work_dirs/c'),
+    (['unnamed.py'], 'the work folder work_dirs/unnamed'),
+])
+def test_every_origin_of_a_work_folder_is_checked(tmp_path, monkeypatch, args, origin):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'config.py').write_text("work_dir = 'work_dirs/c'")
+    (tmp_path / 'unnamed.py').touch()
+    refuse_unwritable_work_dir(args)  # can be made
+    (tmp_path / 'work_dirs').touch()
+    with pytest.raises(SystemExit, match=re.escape(f'{origin} cannot be made: {tmp_path}/work_dirs is no folder')):
+        refuse_unwritable_work_dir(args)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['config.py', 'unnamed.py', 'work_dirs']
 
 
 def test_inferencer_takes_a_config_object_and_a_checkpoint(checkpoint, shapes):

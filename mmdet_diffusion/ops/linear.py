@@ -23,7 +23,9 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     """
     if not runs_on_onednn(inputs, weight):
         return F.linear(inputs, weight, bias)
-    # In two dimensions, whose result is no view: what follows may write into it.
+    if inputs.dim() == 2:
+        return _OneDNNLinear.apply(inputs, weight, bias)
+    # The result of the function itself must not be a view, or nothing could be written into it.
     return _OneDNNLinear.apply(inputs.flatten(0, -2), weight, bias).unflatten(0, inputs.shape[:-1])
 
 

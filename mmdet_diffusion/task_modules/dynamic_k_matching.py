@@ -154,15 +154,20 @@ def _repair(matched: Tensor, cost: Tensor, valid: Tensor) -> Tensor:
     least as many queries as objects some query is free or spare as long as an object has none.
     """
     for _ in range(valid.size(-1)):
-        num_queries = matched.sum(-2, keepdim=True)
-        lonely = (num_queries == 0) & valid[None, :, None, :]
-        is_only_query = (matched & (num_queries == 1)).any(-1, keepdim=True)
-        claimable = lonely & ~is_only_query
-        if not claimable.any():
+        num_queries = matched.sum(-2)
+        lonely = (num_queries == 0) & valid
+        is_only_query = (matched & (num_queries == 1)[..., None, :]).any(-1)
+        most = int((lonely.sum(-1) * ~is_only_query.all(-1)).max())  # in an image where a query can be claimed
+        if most == 0:
             break
-        price = (cost + ALREADY_MATCHED * matched.any(-1, keepdim=True)).masked_fill(~claimable, torch.inf)
-        claims = torch.zeros_like(matched).scatter_(-2, price.argmin(-2, keepdim=True), True) & claimable
-        winner = torch.zeros_like(matched).scatter_(-1, price.masked_fill(~claims, torch.inf).argmin(-1, keepdim=True),
-                                                    True)
+        # The few lonely objects alone, in their order: a round costs as much as there are of them.
+        columns = lonely.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[..., :most]
+        claimable = lonely.gather(-1, columns)[..., None, :] & ~is_only_query[..., None]
+        columns = columns[..., None, :].expand_as(claimable)
+        price = cost.gather(-1, columns) + ALREADY_MATCHED * matched.any(-1, keepdim=True)
+        price = price.masked_fill(~claimable, torch.inf)
+        claims = torch.zeros_like(claimable).scatter_(-2, price.argmin(-2, keepdim=True), True) & claimable
+        winner = columns.gather(-1, price.masked_fill(~claims, torch.inf).argmin(-1, keepdim=True))
+        winner = torch.zeros_like(matched).scatter_(-1, winner, True)
         matched = torch.where(claims.any(-1, keepdim=True), winner, matched)
     return matched

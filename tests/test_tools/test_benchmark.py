@@ -258,7 +258,9 @@ def test_growth_is_measured_fitted_plotted_and_saved(tmp_path, capsys):
     printed = capsys.readouterr().out
     for series in saved:
         assert min(series['medians']) > 0 and len(series['seconds']) == len(series['sizes'])
-        assert f'| {series["exponent"]:.2f} |' in printed
+        assert f'| {series["exponent"]:.2f} | {series["last_exponent"]:.2f} |' in printed
+        few, many = series['sizes'][-2:]
+        assert (many / few)**series['last_exponent'] == pytest.approx(series['medians'][-1] / series['medians'][-2])
     assert picture.read_bytes().startswith(b'\x89PNG')
 
 

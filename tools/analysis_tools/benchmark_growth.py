@@ -71,6 +71,11 @@ class Growth(NamedTuple):
         """Of the power of the size that fits the medians best."""
         return fit(self.series.sizes, self.medians)[0]
 
+    @property
+    def last_exponent(self) -> float:
+        """The same of the two largest sizes, where what does not grow weighs least."""
+        return fit(self.series.sizes[-2:], self.medians[-2:])[0]
+
 
 def fit(sizes: tuple[int, ...], seconds: list[float]) -> tuple[float, float]:
     """Exponent and logarithm of the factor of ``seconds = factor * sizes ** exponent``."""
@@ -106,11 +111,13 @@ def measure(series: Series, repetitions: int, device: torch.device) -> Growth:
 
 def table(growths: list[Growth]) -> str:
     """Markdown table of medians and exponents."""
-    lines = ['| what | grows | median seconds at each size | exponent |', '| --- | --- | --- | ---: |']
+    lines = ['| what | grows | median seconds at each size | exponent | at the end |',
+             '| --- | --- | --- | ---: | ---: |']
     for growth in growths:
         points = ', '.join(f'{size}: {seconds:.4g}'
                            for size, seconds in zip(growth.series.sizes, growth.medians, strict=True))
-        lines.append(f'| {growth.series.what} | {growth.series.size} | {points} | {growth.exponent:.2f} |')
+        lines.append(f'| {growth.series.what} | {growth.series.size} | {points} | {growth.exponent:.2f} | '
+                     f'{growth.last_exponent:.2f} |')
     return '\n'.join(lines)
 
 
@@ -172,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.out:
         records = [dict(what=growth.series.what, grows=growth.series.size, sizes=growth.series.sizes,
                         seconds=[sample.values for sample in growth.samples], medians=growth.medians,
-                        exponent=growth.exponent) for growth in growths]
+                        exponent=growth.exponent, last_exponent=growth.last_exponent) for growth in growths]
         args.out.write_text(json.dumps(dict(environment=surroundings, series=records), indent=1) + '\n')
     return 0
 
