@@ -13,11 +13,12 @@ def keep_freed_memory() -> bool:
     """Have this process keep the memory of large tensors that it has freed, for the next ones.
 
     glibc returns blocks of 32 MiB and more to the system at once, which hands them out again page by page, each page
-    cleared. On a CPU a training step spends half its time on that (docs/performance.md). A process that keeps them
-    stays as large as it has been, so this is for the programs of this package; importing it changes nothing.
+    cleared. On a CPU a training step spends a third of its time on that (docs/performance.md). A process that keeps
+    them, and those that it forks, stay as large as they have been, so this is for the programs of this package;
+    importing it changes nothing.
 
     Returns:
-        bool: whether it does so now: on Linux with glibc, where torch has no GPU to compute on.
+        bool: whether it does so now: on Linux with glibc, where torch has no CUDA device.
     """
     if platform.libc_ver()[0] != 'glibc' or torch.cuda.is_available():
         return False

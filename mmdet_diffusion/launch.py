@@ -72,15 +72,16 @@ def refuse_unwritable_work_dir(args: list[str]) -> None:
     work_dir, origin = _work_dir(args)
     if work_dir is None:
         return
-    nearest = next(path for path in (work_dir.absolute(), *work_dir.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        fault = 'may not be written' if nearest.is_dir() else 'is no folder'
+    # os.path: what may not be looked at is not there, and the folder that hides it is the nearest.
+    nearest = next(path for path in (work_dir.absolute(), *work_dir.absolute().parents) if os.path.exists(path))
+    if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK | os.X_OK):
+        fault = 'may not be written' if os.path.isdir(nearest) else 'is no folder'
         raise SystemExit(f'{origin} {work_dir} cannot be made: {nearest} {fault}. Give another folder by --work-dir')
 
 
 def _work_dir(args: list[str]) -> tuple[Path | None, str]:
     """The folder that mmdet's tools take, in their order, and its origin; None if there is no such config."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False)  # with abbreviations, as mmdet's
     parser.add_argument('--work-dir', type=Path)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     known = parser.parse_known_args(args)[0]

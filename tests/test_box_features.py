@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from mmdet_diffusion.roi_extractors import PyramidRoIExtractor, box_features
@@ -23,13 +24,13 @@ def looked_up(generator):
     return levels, look_up, bboxes
 
 
-def gradients(generator):
+def gradients(generator, change=lambda features: features):
     """Of the levels, through a product that needs the features again, and whether their memory was kept for it."""
     levels, look_up, bboxes = looked_up(generator)
     weight = torch.randn(10, 8, 4, generator=generator).requires_grad_()
     features = look_up(bboxes)
-    with look_up.not_kept(features, bboxes):
-        result = (features @ weight).square().sum()
+    with look_up.not_kept(features, bboxes, 100):
+        result = (change(features) @ weight).square().sum()
     memory = StorageWeakRef(features.untyped_storage())
     del features
     kept = not memory.expired()
@@ -49,13 +50,40 @@ def test_large_features_are_not_kept_and_gradients_are_the_same(request):
         torch.testing.assert_close(value, wanted, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('change', [
+    lambda features: features.mul_(3), torch.relu_, lambda features: features.clone().sigmoid_(), torch.neg
+])
+def test_features_that_are_written_into_give_the_same_gradients(request, change):
+    plain, _ = gradients(torch.Generator().manual_seed(0), change)
+    request.getfixturevalue('features_are_large')
+    again, _ = gradients(torch.Generator().manual_seed(0), change)
+    for value, wanted in zip(again, plain, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=0, atol=0)
+
+
+def test_boxes_that_were_written_into_are_an_error(features_are_large):
+    levels, look_up, bboxes = looked_up(torch.Generator().manual_seed(0))
+    features = look_up(bboxes)
+    with look_up.not_kept(features, bboxes, 100):
+        result = features.square().sum()
+    bboxes += 1
+    with pytest.raises(RuntimeError, match='boxes were written into'):
+        torch.autograd.grad(result, levels[0])
+
+
+def test_features_smaller_than_their_table_are_kept(features_are_large):
+    _, look_up, bboxes = looked_up(torch.Generator().manual_seed(0))
+    features, table = look_up(bboxes), look_up.pyramid.table
+    enough = table.numel() // features.numel() + 1
+    assert isinstance(look_up.not_kept(features, bboxes, enough), saved_tensors_hooks)
+    assert not isinstance(look_up.not_kept(features, bboxes, enough - 1), saved_tensors_hooks)
+
+
 def test_nothing_is_arranged_where_no_gradient_is_wanted(features_are_large):
     _, look_up, bboxes = looked_up(torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = look_up(bboxes)
-        with look_up.not_kept(features, bboxes) as hooks:
-            assert hooks is None
-            features @ torch.randn(8, 4)
+    assert not isinstance(look_up.not_kept(features, bboxes, 100), saved_tensors_hooks)
 
 
 @pytest.mark.parametrize('autocast', [False, True])

@@ -152,6 +152,7 @@ def test_a_work_folder_that_cannot_be_made_stops_the_training_at_once(tmp_path):
     (['config.py', 'model.pth', '--cfg-options', 'work_dir=work_dirs/b'], 'work_dir of the config, work_dirs/b'),
     (['--local-rank=0', 'config.py'], 'work_dir of the config, work_dirs/c'),
     (['unnamed.py'], 'the work folder work_dirs/unnamed'),
+    (['unnamed.py', '--work-d', 'work_dirs/d'], '--work-dir work_dirs/d'),
 ])
 def test_every_origin_of_a_work_folder_is_checked(tmp_path, monkeypatch, args, origin):
     monkeypatch.chdir(tmp_path)

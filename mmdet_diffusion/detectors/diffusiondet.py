@@ -27,11 +27,13 @@ class DiffusionDet(SingleStageDetector):
             features and is not used for detection. Its losses teach a backbone without pre-trained weights at every
             pixel, where the diffusion head does so at a few boxes (after Zong et al. 2023, arXiv:2211.12860).
         channels_last (bool): keep images and the weights of convolutions in that layout: faster on a CPU, and on a GPU
-            in half precision. For backbones and necks of torch's own operators; some of mmcv's refuse it (DCN).
+            in half precision. Not with operators of mmcv's, which refuse the layout or misread it. To resume a
+            training with a ``fused`` optimiser, leave this as it was: torch pairs the memory of weights and states.
         init_cfg (OptMultiConfig): of mmengine's ``BaseModule``.
 
     Raises:
-        ValueError: if number, channels or strides of the levels do not fit the head; see :func:`check_pyramid`.
+        ValueError: if number, channels or strides of the levels do not fit the head (see :func:`check_pyramid`), or
+            ``channels_last`` is set and a part has operators of mmcv's.
     """
 
     def __init__(self, *, backbone: ConfigType, neck: OptConfigType = None, bbox_head: ConfigType,
@@ -51,7 +53,15 @@ class DiffusionDet(SingleStageDetector):
             self.auxiliary_head = MODELS.build(dict(auxiliary_head, num_classes=num_classes))
         self.channels_last = channels_last
         if channels_last:
+            self._refuse_operators_of_mmcv()
             self.to(memory_format=torch.channels_last)
+
+    def _refuse_operators_of_mmcv(self) -> None:
+        for name, module in self.named_modules():
+            bases = {base.__module__.split('.')[:2] == ['mmcv', 'ops'] for base in type(module).__mro__}
+            if True in bases and not name.startswith('bbox_head.roi_extractor'):  # which lays levels out itself
+                raise ValueError(f'channels_last=True, but {name} is a {type(module).__name__}, an operator of mmcv '
+                                 'that refuses this layout or misreads it; leave out channels_last or the operator')
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Levels of the neck, or of the backbone where there is none.

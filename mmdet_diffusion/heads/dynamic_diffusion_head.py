@@ -1,6 +1,7 @@
 """Detection decoder that refines noisy boxes, and the loops around it. arXiv:2211.09788, Sec. 3.2-3.4, Alg. 1 and 2."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from mmdet.registry import MODELS, TASK_UTILS
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..diffusion import sampling_time_pairs
 from ..layers import TimeEmbedding
 from ..post_processing import best_pairs, finish_image, merge_steps
-from ..roi_extractors import BoxFeatures, build_roi_extractor
+from ..roi_extractors import BoxFeatures, GatheredFeatures, build_roi_extractor
 from ..structures import Detections, SamplingStep, StageOutputs
 from ..task_modules import DrawNormal, global_noise, image_noise, image_sizes, pad_objects, refine_boxes
 from .diffusion_stage import xavier_uniform_linears
@@ -98,7 +99,8 @@ class DynamicDiffusionHead(BaseModule):
             roi_features = box_features(bboxes)
             if proposal_features is None:
                 proposal_features = roi_features.mean(1).unflatten(0, (num_images, num_proposals))
-            with box_features.not_kept(roi_features, bboxes):
+            gathered = isinstance(box_features, GatheredFeatures)
+            with box_features.not_kept(roi_features, bboxes, len(self.stages)) if gathered else nullcontext():
                 logits, deltas, proposal_features = stage(roi_features, proposal_features, time)
             refined = refine_boxes(bboxes, deltas)
             cls_scores.append(logits)

@@ -39,12 +39,13 @@ class DynamicConv(nn.Module):
         Returns:
             Tensor: shape (K, C).
         """
-        if torch.is_grad_enabled() or proposal_features.device.type != 'cpu':
+        whole = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if whole or proposal_features.device.type != 'cpu':
             return self._interact(proposal_features, roi_features)
         filters = self.dynamic_layer.out_features * proposal_features.element_size()
-        pieces = proposal_features.size(0) * filters // PIECE_BYTES + 1
-        return torch.cat([self._interact(*piece) for piece in
-                          zip(proposal_features.chunk(pieces), roi_features.chunk(pieces), strict=True)])
+        rows = max(1, (PIECE_BYTES - 1) // filters)
+        pieces = zip(proposal_features.split(rows), roi_features.split(rows), strict=True)
+        return torch.cat([self._interact(*piece) for piece in pieces])
 
     def _interact(self, proposal_features: Tensor, roi_features: Tensor) -> Tensor:
         to_dynamic, to_feature = self.dynamic_layer(proposal_features).chunk(2, dim=-1)

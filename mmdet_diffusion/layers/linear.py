@@ -8,6 +8,6 @@ from ..ops import linear
 class Linear(nn.Linear):
     """As ``torch.nn.Linear``, by :func:`mmdet_diffusion.ops.linear`."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # the name that torch's has
         """Shape (..., in_features) to (..., out_features)."""
-        return linear(inputs, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)

@@ -4,49 +4,21 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
-from mmdet.structures.bbox import bbox2roi
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..ops import FlatPyramid, roi_align_rows
+
+BoxFeatures = Callable[[Tensor], Tensor]
+"""Takes boxes, absolute xyxy in pixels, shape (B, N, 4); gives RoI features, bins first, shape (B * N, P * P, C)."""
 
 # Smaller features are kept: they weigh less than the time to gather them again.
 LARGE = 2**24  # bytes
 
 
-class BoxFeatures:
-    """RoI features of any boxes, on levels that are given."""
-
-    def __call__(self, bboxes: Tensor) -> Tensor:
-        """Look up.
-
-        Args:
-            bboxes (Tensor): absolute xyxy in pixels, shape (B, N, 4).
-
-        Returns:
-            Tensor: bins first, shape (B * N, P * P, C).
-        """
-        raise NotImplementedError
-
-    def not_kept(self, features: Tensor, bboxes: Tensor) -> AbstractContextManager:
-        """What is computed with features inside keeps them for the backward pass, or what is cheaper to keep.
-
-        Args:
-            features (Tensor): what the look-up of ``bboxes`` gave.
-            bboxes (Tensor): must not be written into before the backward pass.
-
-        Returns:
-            AbstractContextManager: to be entered for the computation.
-        """
-        return nullcontext()
-
-
-class GatheredFeatures(BoxFeatures):
-    """By one sum of gathered rows.
-
-    It is so cheap that large features are gathered once more in the backward pass: those of 1000 boxes, 256 channels
-    and 6 stages would be 300 MB.
+class GatheredFeatures:
+    """RoI features of any boxes by one sum of gathered rows; a :data:`BoxFeatures`.
 
     Args:
         pyramid (FlatPyramid): the levels.
@@ -61,41 +33,48 @@ class GatheredFeatures(BoxFeatures):
         self.output_size, self.sampling_ratio = output_size, sampling_ratio
 
     def __call__(self, bboxes: Tensor) -> Tensor:
-        """As :meth:`BoxFeatures.__call__`."""
+        """Absolute xyxy in pixels, shape (B, N, 4), to features, shape (B * N, P * P, C)."""
         return roi_align_rows(self.pyramid, bboxes, self.level_of(bboxes), self.output_size, self.sampling_ratio)
 
-    def not_kept(self, features: Tensor, bboxes: Tensor) -> AbstractContextManager:
-        """As :meth:`BoxFeatures.not_kept`."""
-        large = features.numel() * features.element_size() >= LARGE
-        if not (large and features.requires_grad and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+    def not_kept(self, features: Tensor, bboxes: Tensor, look_ups: int) -> AbstractContextManager:
+        """What is computed inside with large features gathers them again in the backward pass instead of keeping them.
+
+        Gathering is cheap, and the features of 1000 boxes, 256 channels and 6 stages are 300 MB. The table that they
+        are gathered from has to stay for it, so nothing is done where all features are smaller than the table.
+        Features that are written into after the look-up are kept as they are. Hooks on saved tensors that were set
+        outside (by ``save_on_cpu``, or a checkpoint around the head) do not see what is saved inside: torch asks the
+        innermost only.
+
+        Args:
+            features (Tensor): what the look-up of ``bboxes`` gave.
+            bboxes (Tensor): as looked up.
+            look_ups (int): whose features would be kept until the backward pass.
+
+        Returns:
+            AbstractContextManager: to be entered for the computation.
+
+        Raises:
+            RuntimeError: in the backward pass, if ``bboxes`` was written into since.
+        """
+        table, size = self.pyramid.table, features.numel() * features.element_size()
+        pays = size >= LARGE and look_ups * size > table.numel() * table.element_size()
+        if not (pays and features.requires_grad and torch.is_grad_enabled()) or torch.compiler.is_compiling():
             return nullcontext()
-        memory = features.untyped_storage().data_ptr()
+        memory, version = StorageWeakRef(features.untyped_storage()), features._version
+        version_of_boxes = bboxes._version
 
         def pack(saved: Tensor) -> Tensor | tuple:
-            if saved.untyped_storage().data_ptr() != memory:
+            if saved.untyped_storage()._cdata != memory.cdata or saved._version != version:
                 return saved
             return saved.size(), saved.stride(), saved.storage_offset()
 
         @torch.no_grad()
         def unpack(kept: Tensor | tuple) -> Tensor:
-            return kept if isinstance(kept, Tensor) else self(bboxes).as_strided(*kept)
+            if isinstance(kept, Tensor):
+                return kept
+            if bboxes._version != version_of_boxes:
+                raise RuntimeError('boxes were written into between their RoI features and the backward pass, which '
+                                   'has to gather the features of the former boxes again; clone the boxes first')
+            return self(bboxes).as_strided(*kept)
 
         return saved_tensors_hooks(pack, unpack)
-
-
-class StockFeatures(BoxFeatures):
-    """By one of MMDetection's RoI extractors.
-
-    Args:
-        extractor (BaseRoIExtractor): such as ``SingleRoIExtractor``.
-        levels (tuple[Tensor, ...]): float32, contiguous, shape (B, C, H_l, W_l).
-    """
-
-    def __init__(self, extractor: BaseRoIExtractor, levels: tuple[Tensor, ...]) -> None:
-        self.extractor, self.levels = extractor, levels
-
-    def __call__(self, bboxes: Tensor) -> Tensor:
-        """As :meth:`BoxFeatures.__call__`."""
-        # mmcv's operator on the CPU refuses boxes with x2 < x1.
-        ordered = torch.cat([bboxes[..., :2], torch.maximum(bboxes[..., 2:], bboxes[..., :2])], dim=-1)
-        return self.extractor(self.levels, bbox2roi(list(ordered.float()))).flatten(2).transpose(1, 2)

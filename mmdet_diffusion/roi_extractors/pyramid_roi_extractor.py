@@ -3,13 +3,14 @@
 import torch
 from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor, SingleRoIExtractor
 from mmdet.registry import MODELS
+from mmdet.structures.bbox import bbox2roi
 from mmdet.utils import ConfigType
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
 from ..ops import flatten_pyramid
-from .box_features import BoxFeatures, GatheredFeatures, StockFeatures
+from .box_features import BoxFeatures, GatheredFeatures
 
 IMPLEMENTATIONS = ('auto', 'gathered', 'mmcv')
 
@@ -154,7 +155,13 @@ class StockRoIExtractor(BaseModule):
         """As :meth:`PyramidRoIExtractor.forward`; float32, since half-precision boxes are off by whole pixels."""
         # mmcv's operator reads channels-last maps as if they were channels-first, without a word.
         levels = tuple(level.float().contiguous() for level in _used_levels(feats, self.num_inputs, self.out_channels))
-        return StockFeatures(self.extractor, levels)
+
+        def look_up(bboxes: Tensor) -> Tensor:
+            # mmcv's operator on the CPU refuses boxes with x2 < x1.
+            ordered = torch.cat([bboxes[..., :2], torch.maximum(bboxes[..., 2:], bboxes[..., :2])], dim=-1)
+            return self.extractor(levels, bbox2roi(list(ordered.float()))).flatten(2).transpose(1, 2)
+
+        return look_up
 
 
 def build_roi_extractor(cfg: ConfigType) -> PyramidRoIExtractor | StockRoIExtractor:

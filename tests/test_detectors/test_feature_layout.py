@@ -61,5 +61,19 @@ def test_the_layout_reaches_weights_and_levels_and_survives_a_checkpoint(channel
     assert torch.equal(weight, plain.neck.lateral_convs[1].conv.weight)
     weight = model.neck.fpn_convs[0].conv.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     level = model.extract_feat(torch.rand(2, 3, HEIGHT, WIDTH))[0]
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) is channels_last
     assert level.is_contiguous(memory_format=torch.channels_last) is channels_last
+
+
+@pytest.mark.parametrize(('dcn', 'operator'), [('DCN', 'DeformConv2dPack'), ('DCNv2', 'ModulatedDeformConv2dPack')])
+def test_channels_last_is_refused_where_an_operator_of_mmcv_would_misread_it(dcn, operator):
+    cfg = small_model_cfg()
+    cfg.neck.in_channels = [4 * channels for channels in cfg.neck.in_channels]
+    cfg.backbone.update(depth=50, dcn=dict(type=dcn, deform_groups=1, fallback_on_stride=False),
+                        stage_with_dcn=(False, False, True, True))
+    build_detector(cfg)
+    with pytest.raises(ValueError, match=f'channels_last=True, but backbone.*{operator}.*leave out'):
+        build_detector(cfg | dict(channels_last=True))
