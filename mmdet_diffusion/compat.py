@@ -1,5 +1,6 @@
 """What today's stack needs mended, each with its reason and when it can go."""
 
+import atexit
 import functools
 import importlib
 import importlib.metadata
@@ -80,7 +81,8 @@ def allow_processes_without_a_gpu() -> None:
 
     It sets a CUDA device whatever the backend is. A config for the CPU also needs ``env_cfg.dist_cfg.backend='gloo'``
     and ``model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None)``, since mmengine gives the wrapper
-    a GPU too. Can go when mmengine asks first.
+    a GPU too. Can go when mmengine asks first. Nor does it ever leave the process group: now and then a thread of it
+    outlives the interpreter and ends a finished training with "terminate called without an active exception".
     """
     stock_init = dist_utils._init_dist_pytorch
 
@@ -88,10 +90,16 @@ def allow_processes_without_a_gpu() -> None:
     def init(backend: str, init_backend: str = 'torch', **kwargs) -> None:
         if get_device() == 'cpu' and init_backend == 'torch':
             torch.distributed.init_process_group(backend=backend, **kwargs)
+            atexit.register(_leave_process_group)
         else:
             stock_init(backend, init_backend, **kwargs)
 
     dist_utils._init_dist_pytorch = init
+
+
+def _leave_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def let_configs_inherit_from_this_package(config_folder: Callable[[], Path]) -> None:

@@ -247,6 +247,7 @@ def train_on_two_processes(folder, options, max_iters, *args):
     environment = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    assert 'process group has NOT been destroyed' not in result.stderr  # else gloo's threads may abort a finished run
     return [json.loads((folder / f'{max_iters}_rank{rank}.json').read_text()) for rank in (0, 1)]
 
 

@@ -33,12 +33,13 @@ def runs_on_onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -
 
     ``torch.backends.mkldnn.enabled`` switches it off, as the rest of oneDNN.
     """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu'):
+        return False
     return (_is_plain(inputs) and _is_plain(weight) and (bias is None or _is_plain(bias))
             and inputs.dim() > 1 and weight.dim() == 2 and inputs.numel() > 0 and inputs.size(-1) == weight.size(1)
             and (bias is None or bias.shape == weight.shape[:1])
-            and not (torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled('cpu')
-                     or torch._C._are_functorch_transforms_active())
-            and torch.backends.mkldnn.enabled and hasattr(torch.ops.mkldnn, '_linear_pointwise'))
+            and not torch._C._are_functorch_transforms_active() and torch.backends.mkldnn.enabled
+            and hasattr(torch.ops.mkldnn, '_linear_pointwise'))
 
 
 def _is_plain(tensor: Tensor) -> bool:
