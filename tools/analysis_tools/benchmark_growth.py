@@ -163,13 +163,13 @@ def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser, args = parse_args(argv)
     config = read_config(parser, args)
-    keep_freed_memory()
+    keeps_memory = keep_freed_memory()
     try:
         model = build_model(config, (QUICK if args.quick else Sizes()).boxes, stock=False)
     except ValueError as error:
         parser.error(str(error))
     head = model.bbox_head.to(args.device).eval()
-    surroundings = dict(environment(args.device), config=args.config, quick=str(args.quick))
+    surroundings = dict(environment(args.device, keeps_memory=keeps_memory), config=args.config, quick=str(args.quick))
     print(', '.join(f'{name}: {value}' for name, value in surroundings.items()) + '\n')
     timed = partial(measure, repetitions=args.repetitions, device=args.device)
     growths = [timed(series) for series in all_series(head, args.device, args.quick)]

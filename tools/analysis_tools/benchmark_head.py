@@ -143,8 +143,8 @@ def main(argv: list[str] | None = None) -> int:
     bench = Bench(config=read_config(parser, args), device=args.device, sizes=sizes, repetitions=args.repetitions,
                   memory_runs=args.memory_runs or (1 if args.quick else 2),
                   keep_memory=args.freed_memory == 'kept' and keep_freed_memory())
-    surroundings = dict(environment(args.device), config=args.config, quick=str(args.quick))
-    surroundings['freed memory'] = 'kept' if bench.keep_memory else 'left to the C library'
+    surroundings = dict(environment(args.device, keeps_memory=bench.keep_memory), config=args.config,
+                        quick=str(args.quick))
     print(', '.join(f'{name}: {value}' for name, value in surroundings.items()) + '\n')
     try:
         rows = measure_all(bench)

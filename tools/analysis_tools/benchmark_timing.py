@@ -88,12 +88,13 @@ def paired_ratio(numerator: Samples, denominator: Samples) -> float:
     return median(top / bottom for top, bottom in zip(numerator.values, denominator.values, strict=True))
 
 
-def environment(device: torch.device) -> dict[str, str]:
-    """What a measurement was made on."""
+def environment(device: torch.device, *, keeps_memory: bool) -> dict[str, str]:
+    """What a measurement was made on; ``keeps_memory`` as :func:`keep_freed_memory` told."""
     found = dict(
         date=datetime.now(UTC).isoformat(timespec='seconds'), commit=_commit(), device=str(device),
         cpu=_cpu_name(), cores=str(os.cpu_count()), threads=str(torch.get_num_threads()),
         python=platform.python_version(), torch=torch.__version__, mmcv=mmcv.__version__, mmdet=mmdet.__version__)
+    found['freed memory'] = 'kept' if keeps_memory else 'left to the C library'
     if hasattr(os, 'getloadavg'):
         found['load of the last minute'] = f'{os.getloadavg()[0]:.2f}'
     if device.type == 'cuda':
