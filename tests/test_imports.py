@@ -14,10 +14,10 @@ PARTS = {'layers', 'roi_extractors', 'losses', 'post_processing'}
 MAY_IMPORT = dict(
     diffusion=set(), ops=set(), structures=set(), version=set(), compat={'version'}, task_modules={'diffusion', 'ops'},
     layers=TASK, roi_extractors=TASK, losses=TASK, post_processing=TASK, heads=TASK | PARTS,
-    detectors=TASK | PARTS | {'heads'}, hooks=TASK | PARTS | {'heads', 'detectors'}, testing={'structures'},
-    config_zoo=set(), host_memory=set(), launch={'config_zoo', 'host_memory'},
-    operator_count=set(),
-    __init__={'config_zoo', 'detectors', 'heads', 'hooks', 'losses', 'roi_extractors', 'task_modules'})
+    detectors=TASK | PARTS | {'heads', 'half_precision'}, hooks=TASK | PARTS | {'heads', 'detectors'},
+    testing={'structures'}, config_zoo=set(), host_memory=set(), launch={'config_zoo', 'host_memory'},
+    operator_count=set(), half_precision=set(), optim={'half_precision'},
+    __init__={'config_zoo', 'detectors', 'heads', 'hooks', 'losses', 'optim', 'roi_extractors', 'task_modules'})
 
 
 def imported_modules(file):

@@ -1,5 +1,7 @@
 """DiffusionDet: Diffusion Model for Object Detection. Chen et al. 2023, arXiv:2211.09788."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from mmdet.models.detectors import SingleStageDetector
 from mmdet.registry import MODELS
@@ -8,6 +10,7 @@ from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
+from ..half_precision import half_dtype, half_precision
 from ..structures import StageOutputs
 from .pyramid_check import check_pyramid, check_pyramid_at_build, pyramid_source
 
@@ -29,17 +32,21 @@ class DiffusionDet(SingleStageDetector):
         channels_last (bool): keep images and the weights of convolutions in that layout: faster on a CPU, and on a GPU
             in half precision. Not with operators of mmcv's, which refuse the layout or misread it. To resume a
             training with a ``fused`` optimiser, leave this as it was: torch pairs the memory of weights and states.
+        test_dtype (str, optional): ``bfloat16`` or ``float16``: from images to detections matrix products and
+            convolutions run in it, by autocast; boxes, where they are looked up, diffusion and suppression stay in
+            float32. None: all in float32.
         init_cfg (OptMultiConfig): of mmengine's ``BaseModule``.
 
     Raises:
         ValueError: if number, channels or strides of the levels do not fit the head (see :func:`check_pyramid`), or
-            ``channels_last`` is set and a part has operators of mmcv's.
+            ``channels_last`` is set and a part has operators of mmcv's, or there is no such ``test_dtype``.
     """
 
     def __init__(self, *, backbone: ConfigType, neck: OptConfigType = None, bbox_head: ConfigType,
                  auxiliary_head: OptConfigType = None, train_cfg: OptConfigType = None, test_cfg: OptConfigType = None,
                  data_preprocessor: OptConfigType = None, channels_last: bool = False,
-                 init_cfg: OptMultiConfig = None) -> None:
+                 test_dtype: str | None = None, init_cfg: OptMultiConfig = None) -> None:
+        self._test_dtype = None if test_dtype is None else half_dtype(test_dtype, 'model.test_dtype')
         super().__init__(backbone=backbone, neck=neck, bbox_head=bbox_head, train_cfg=train_cfg, test_cfg=test_cfg,
                          data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self._pyramid_is_checked = check_pyramid_at_build(self.backbone, getattr(self, 'neck', None),
@@ -94,12 +101,35 @@ class DiffusionDet(SingleStageDetector):
         Returns:
             dict[str, Tensor]: of the diffusion head, and with ``aux.`` in front those of the auxiliary head.
         """
+        self._test_precision(batch_inputs.device)  # a device without it shows now, not at the first validation
         feats = self.extract_feat(batch_inputs)
         losses = self.bbox_head.loss(feats, batch_data_samples)
         if self.auxiliary_head is not None:
             auxiliary = self.auxiliary_head.loss(feats, batch_data_samples)
             losses.update({f'aux.{name}': value for name, value in auxiliary.items()})
         return losses
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
+        """Detections of a batch, in ``test_dtype`` where that is set.
+
+        Args:
+            batch_inputs (Tensor): images, shape (B, 3, H, W).
+            batch_data_samples (SampleList): their ``metainfo`` alone is used.
+            rescale (bool): boxes in pixels of the original images instead of the network input.
+
+        Returns:
+            SampleList: with ``pred_instances``.
+
+        Raises:
+            RuntimeError: if the device does not compute in ``test_dtype``.
+        """
+        with self._test_precision(batch_inputs.device):
+            return super().predict(batch_inputs, batch_data_samples, rescale)
+
+    def _test_precision(self, device: torch.device) -> AbstractContextManager:
+        if self._test_dtype is None:
+            return nullcontext()
+        return half_precision(device, self._test_dtype, 'model.test_dtype')
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the losses of this process; what is logged is the mean over all processes.

@@ -11,12 +11,13 @@ import torch
 from mmengine.config import Config
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmdet_diffusion import half_precision
 from mmdet_diffusion.testing import REPOSITORY, load_tool
 
-growth, benchmark, models, rows, timing, matrix_products = (
+growth, benchmark, comparison, models, rows, timing, matrix_products = (
     load_tool(f'analysis_tools/{name}.py') for name in (
-        'benchmark_growth', 'benchmark_head', 'benchmark_models', 'benchmark_rows', 'benchmark_timing',
-        'matrix_products'))
+        'benchmark_growth', 'benchmark_head', 'benchmark_comparison', 'benchmark_models', 'benchmark_rows',
+        'benchmark_timing', 'matrix_products'))
 
 NAME = 'diffusiondet_r18_fpn_1xb4-4k_shapes'
 CONFIG = str(REPOSITORY / 'configs' / 'diffusiondet' / f'{NAME}.py')
@@ -44,14 +45,33 @@ def result(tmp_path_factory):
 
 def test_the_table_has_every_row_with_its_verdict(result):
     printed, saved = result
+    in_half = half_precision.missing_support(CPU, torch.bfloat16) is None
     starts = ('RoI features of one stage', 'the same, of a later stage', 'the same, forward + backward',
               'head, 1 step, 30 boxes', 'head, 2 steps, 30 boxes', 'head, 1 step, over its matrix products',
               'training step', 'matching + losses', 'whole inference, image to detections, 1 step',
               'whole inference, image to detections, 2 steps', 'peak memory of a training step')
+    starts += ('head in bfloat16', *['whole inference in bfloat16'] * 2) * in_half
     lines = [line for line in printed.splitlines() if line.startswith(tuple(f'| {start}' for start in starts))]
     assert len(lines) == len(starts) == len(saved['rows'])
     assert all(row['what'].startswith(start) for row, start in zip(saved['rows'], starts, strict=True))
     assert all(line.split('|')[-2].strip() in ('no', 'least', 'aim') for line in lines)
+
+
+def test_rows_in_half_precision_compare_the_model_with_itself(monkeypatch):
+    monkeypatch.setattr(half_precision, 'missing_support', lambda device, dtype: None)
+    bench = rows.Bench(config=Config.fromfile(CONFIG), device=CPU, sizes=models.QUICK, repetitions=1, memory_runs=1,
+                       keep_memory=False)
+    dtypes = []
+    for model in (bench.half, bench.ours):
+        model.bbox_head.stages[0].dynamic_conv.fc.register_forward_hook(
+            lambda module, args, output: dtypes.append(output.dtype))
+    measures = rows.all_rows(2, half=True)[len(rows.all_rows(2, half=False)):]
+    measured = [measure(bench) for measure in measures]
+    assert [row.what.split(',')[0] for row in measured] == ['head in bfloat16'] + ['whole inference in bfloat16'] * 2
+    assert min(row.ratio for row in measured) > 0
+    calls_of_the_head = 4  # the warm-up and the repetition of each side
+    for part in (dtypes[:calls_of_the_head], dtypes[calls_of_the_head:]):
+        assert set(part) == {torch.bfloat16, torch.float32}
 
 
 def test_every_saved_measurement_is_positive_and_repeated(result):
@@ -171,18 +191,18 @@ def test_the_sides_are_timed_in_turn_and_as_often():
 
 def test_a_ratio_is_the_median_over_pairs():
     ours, reference = timing.Samples((1.0, 2.0, 50.0)), timing.Samples((3.0, 4.0, 100.0))
-    assert rows.Target(2, 3).ratio(ours, reference) == 2
-    assert rows.Target(2, 1, at_most=True).ratio(ours, reference) == 0.5
+    assert comparison.Target(2, 3).ratio(ours, reference) == 2
+    assert comparison.Target(2, 1, at_most=True).ratio(ours, reference) == 0.5
 
 
 @pytest.mark.parametrize(('ratio', 'verdict'), [(9.9, 'no'), (10, 'least'), (30, 'aim')])
 def test_a_ratio_meets_what_it_reaches(ratio, verdict):
-    assert rows.Target(10, 30).met(ratio) == verdict
+    assert comparison.Target(10, 30).met(ratio) == verdict
 
 
 @pytest.mark.parametrize(('ratio', 'verdict'), [(1.01, 'no'), (1.0, 'least'), (0.99, 'aim')])
 def test_memory_has_to_be_lower_to_meet_the_aim(ratio, verdict):
-    assert rows.Target(1.0, 1.0, at_most=True).met(ratio) == verdict
+    assert comparison.Target(1.0, 1.0, at_most=True).met(ratio) == verdict
 
 
 def test_the_share_of_matching_pays_the_optimiser_once():

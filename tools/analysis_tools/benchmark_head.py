@@ -14,13 +14,15 @@ import sys
 from pathlib import Path
 
 import torch
+from benchmark_comparison import Row
 from benchmark_models import QUICK, Sizes
 from benchmark_operators import operator_counts
-from benchmark_rows import Bench, Row, all_rows
+from benchmark_rows import HALF, Bench, all_rows
 from benchmark_timing import environment
 from mmengine.config import Config, DictAction
 
 from mmdet_diffusion.config_zoo import resolve_config
+from mmdet_diffusion.half_precision import HALF_DTYPES, missing_support
 from mmdet_diffusion.host_memory import keep_freed_memory
 
 MIN_REPETITIONS = 5
@@ -28,6 +30,7 @@ NOTES = (
     'Untrained weights; those of the deltas are scaled down to 1 %, so that boxes stay realistic through the stages.',
     'Boxes of the RoI and head rows have sides from 16 pixels to those of the image, log-uniform, and so have those '
     'that renewal draws. Whole inference starts from noise.',
+    'In half precision: model.test_dtype with channels_last against the float32 default, where the device has it.',
     'A training step is forward, backward and optimiser. Matching + losses are forward and backward to the outputs of '
     'the head, held against a training step whose forward and backward are scaled up by the number of images, while '
     'clipping and optimiser are paid once.',
@@ -63,7 +66,10 @@ def operator_table(counts: list[dict]) -> str:
 
 def measure_all(bench: Bench) -> list[Row]:
     """All comparisons; says on stderr how far it is, since they take minutes."""
-    rows, measures = [], all_rows(bench.sizes.steps)
+    lack = missing_support(bench.device, HALF_DTYPES[HALF])
+    if lack is not None:
+        print(f'not measured in {HALF}: {lack}', file=sys.stderr)
+    rows, measures = [], all_rows(bench.sizes.steps, half=lack is None)
     for number, measure in enumerate(measures, 1):
         rows.append(measure(bench))
         print(f'{number}/{len(measures)} {rows[-1].what}', file=sys.stderr, flush=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import torch
+from benchmark_comparison import Row, Target
 from benchmark_models import (
     Sizes,
     batch,
@@ -22,65 +22,15 @@ from benchmark_models import (
     sampling,
     training_step,
 )
-from benchmark_timing import Samples, interleave, paired_ratio
+from benchmark_timing import Samples, interleave
 from matrix_products import record_products
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from mmdet_diffusion.half_precision import HALF_DTYPES, half_precision
+
+HALF = 'bfloat16'
 MEMORY_SCRIPT = Path(__file__).with_name('training_memory.py')
-
-
-class Target(NamedTuple):
-    """What a ratio is held against.
-
-    Attributes:
-        least (float): what is asked for.
-        aim (float): what is aimed at.
-        at_most (bool): small ratios, ours over the reference, are wanted; else large ones, the reference over ours.
-        percent (bool): shown as percentage.
-    """
-
-    least: float
-    aim: float
-    at_most: bool = False
-    percent: bool = False
-
-    def ratio(self, ours: Samples, reference: Samples) -> float:
-        """Median of paired ratios, in the direction of the target."""
-        return paired_ratio(ours, reference) if self.at_most else paired_ratio(reference, ours)
-
-    def met(self, ratio: float) -> str:
-        """``aim``, ``least`` or ``no``."""
-        if self.at_most:
-            return 'aim' if ratio < self.aim else 'least' if ratio <= self.least else 'no'
-        return 'aim' if ratio >= self.aim else 'least' if ratio >= self.least else 'no'
-
-    def text(self, value: float) -> str:
-        """A ratio or bound."""
-        return f'{value * 100:.3g} %' if self.percent else f'{value:.3g} x'
-
-
-class Row(NamedTuple):
-    """One comparison.
-
-    Attributes:
-        what (str): is measured.
-        ours (Samples): of this package.
-        against (str): name of the reference.
-        reference (Samples): measured in turn with ours.
-        target (Target): for the ratio of the two.
-    """
-
-    what: str
-    ours: Samples
-    against: str
-    reference: Samples
-    target: Target
-
-    @property
-    def ratio(self) -> float:
-        """In the direction of the target."""
-        return self.target.ratio(self.ours, self.reference)
 
 
 class Bench:
@@ -109,6 +59,12 @@ class Bench:
     def stock(self) -> nn.Module:
         """The same with mmdet's RoI extractor."""
         return build_model(self.config, self.sizes.boxes, stock=True).to(self.device).eval()
+
+    @cached_property
+    def half(self) -> nn.Module:
+        """The config's model in half precision, with the layout that suits it."""
+        config = Config(dict(model=dict(self.config.model, test_dtype=HALF, channels_last=True)))
+        return build_model(config, self.sizes.boxes, stock=False).to(self.device).eval()
 
     @cached_property
     def features(self) -> tuple[Tensor, ...]:
@@ -217,11 +173,29 @@ def matching_share(bench: Bench) -> Row:
 
 def inference(bench: Bench, steps: int, target: Target) -> Row:
     """The whole model, from an image to detections."""
-    test_cfg = dict(bench.config.model.test_cfg, sampling_timesteps=steps, num_proposals=None)
-    data = batch((0, ), bench.ours.bbox_head.num_classes, bench.sizes.image)
-    ours, stock = bench.time(*(partial(_detect, model, data, test_cfg) for model in (bench.ours, bench.stock)))
+    ours, stock = bench.time(*_detecting(bench, (bench.ours, bench.stock), steps))
     return Row(f'whole inference, image to detections, {steps_text(steps)}', ours, 'model with SingleRoIExtractor',
                stock, target)
+
+
+def head_in_half_precision(bench: Bench) -> Row:
+    """From feature maps to what goes into NMS, one step under autocast."""
+    run = bench.sampling(bench.ours, 1)
+
+    def run_in_half() -> None:
+        with half_precision(bench.device, HALF_DTYPES[HALF], 'the benchmark'):
+            run()
+
+    half, single = bench.time(run_in_half, run)
+    return Row(f'head in {HALF}, 1 step, {bench.sizes.boxes} boxes', half, 'our head in float32', single,
+               Target(1.7, 2.0))
+
+
+def inference_in_half_precision(bench: Bench, steps: int, target: Target) -> Row:
+    """The whole model in half precision and channels-last, over our own in float32 as it is by default."""
+    half, single = bench.time(*_detecting(bench, (bench.half, bench.ours), steps))
+    return Row(f'whole inference in {HALF}, channels-last, {steps_text(steps)}', half, 'our model in float32', single,
+               target)
 
 
 def peak_memory(bench: Bench) -> Row:
@@ -238,9 +212,9 @@ def peak_memory(bench: Bench) -> Row:
                Target(1.0, 1.0, at_most=True))
 
 
-def all_rows(steps: int) -> list[Callable[[Bench], Row]]:
-    """The table, with ``steps`` where there are several."""
-    return [
+def all_rows(steps: int, *, half: bool) -> list[Callable[[Bench], Row]]:
+    """The table, with ``steps`` where there are several, and with ``half`` the rows in half precision."""
+    rows = [
         roi_features, roi_features_of_later_stages, roi_gradients,
         partial(head_times, steps=1, target=Target(3.5, 5)),
         partial(head_times, steps=steps, target=Target(3.5, 6)),
@@ -249,10 +223,21 @@ def all_rows(steps: int) -> list[Callable[[Bench], Row]]:
         partial(inference, steps=steps, target=Target(2.5, 3.5)),
         peak_memory,
     ]
+    if half:
+        rows += [head_in_half_precision, partial(inference_in_half_precision, steps=1, target=Target(1.8, 2.0)),
+                 partial(inference_in_half_precision, steps=steps, target=Target(1.7, 2.0))]
+    return rows
 
 
 def _look_up(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
     return extractor(features)(boxes)
+
+
+def _detecting(bench: Bench, models: tuple[nn.Module, ...], steps: int) -> list[Callable[[], None]]:
+    """What runs each model from an image to detections."""
+    test_cfg = dict(bench.config.model.test_cfg, sampling_timesteps=steps, num_proposals=None)
+    data = batch((0, ), bench.ours.bbox_head.num_classes, bench.sizes.image)
+    return [partial(_detect, model, data, test_cfg) for model in models]
 
 
 def _detect(model: nn.Module, data: dict, test_cfg: dict) -> None:
