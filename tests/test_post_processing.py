@@ -5,9 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmdet_diffusion import post_processing
 from mmdet_diffusion.heads.sampling_settings import SamplingSettings
 from mmdet_diffusion.post_processing import best_pairs, class_wise_nms, finish_image, merge_steps
 from mmdet_diffusion.structures import Detections
+from mmdet_diffusion.testing import random_boxes
 
 CHECK = settings(deadline=None, derandomize=True, max_examples=150)
 SEEDS = st.integers(0, 2**31)
@@ -152,6 +154,39 @@ def test_neighbours_of_the_last_class_are_not_rounded_into_one():
     bboxes = torch.tensor([[10.0, 10.0, 10.1, 10.1], [10.06, 10.06, 10.16, 10.16], [0.0, 0.0, 1333.0, 800.0]])
     kept = class_wise_nms(bboxes, torch.tensor([0.9, 0.8, 0.7]), torch.full((3, ), 1202), NMS)[1]
     assert kept.tolist() == [0, 1, 2]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Boxes of each call of mmcv's operator."""
+    counts, batched_nms = [], post_processing.batched_nms
+    monkeypatch.setattr(post_processing, 'batched_nms', lambda boxes, *args, **kwargs: counts.append(len(boxes)) or
+                        batched_nms(boxes, *args, **kwargs))
+    return counts
+
+
+@pytest.mark.parametrize('num_classes', [1, 80, 365, 1203])
+def test_all_classes_of_an_image_take_one_call(calls, num_classes):
+    generator = torch.Generator().manual_seed(0)
+    bboxes = random_boxes(2000, (800, 1333), generator)
+    labels = torch.randint(num_classes, (2000, ), generator=generator)
+    class_wise_nms(bboxes, torch.rand(2000, generator=generator), labels, NMS)
+    assert calls == [2000]
+
+
+def test_the_numbers_of_absent_classes_do_not_matter(calls):
+    bboxes = random_boxes(3, (800, 1333), torch.Generator().manual_seed(0)) * 20
+    class_wise_nms(bboxes, torch.rand(3), torch.tensor([0, 1_000_000, 2_000_000]), NMS)
+    assert calls == [3]
+
+
+@pytest.mark.parametrize(('farthest', 'num_calls'), [(1333.0, 1), (30_000.0, 13), (1e5, 203), (2e5, 203)])
+def test_boxes_far_outside_the_image_take_more_calls_that_together_hold_all(calls, farthest, num_calls):
+    bboxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]]).repeat(203, 1)
+    bboxes[0] = farthest
+    kept = class_wise_nms(bboxes, torch.linspace(1, 0.5, 203), torch.arange(203), NMS)[1]
+    assert sum(calls) == 203 and len(calls) == num_calls
+    assert kept.tolist() == list(range(203))
 
 
 def beside_far_box(is_beside, bboxes, scores, labels):
