@@ -8,7 +8,7 @@ import pytest
 from mmdet_diffusion.testing import REPOSITORY
 
 PACKAGE = REPOSITORY / 'mmdet_diffusion'
-SHARED = {'structures', 'version', 'compat'}
+SHARED = {'structures', 'version', 'compat', 'annotation_categories'}
 TASK = {'diffusion', 'ops', 'task_modules'}
 PARTS = {'layers', 'roi_extractors', 'losses', 'post_processing'}
 MAY_IMPORT = dict(
@@ -16,7 +16,7 @@ MAY_IMPORT = dict(
     layers=TASK, roi_extractors=TASK, losses=TASK, post_processing=TASK, heads=TASK | PARTS,
     detectors=TASK | PARTS | {'heads', 'half_precision'}, hooks=TASK | PARTS | {'heads', 'detectors'},
     testing={'structures'}, config_zoo=set(), host_memory=set(), launch={'config_zoo', 'host_memory'},
-    operator_count=set(), half_precision=set(), optim={'half_precision'},
+    operator_count=set(), half_precision=set(), annotation_categories=set(), optim={'half_precision'},
     __init__={'config_zoo', 'detectors', 'heads', 'hooks', 'losses', 'optim', 'roi_extractors', 'task_modules'})
 
 

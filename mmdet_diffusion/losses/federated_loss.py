@@ -4,11 +4,12 @@ import math
 import os
 from collections.abc import Sequence
 
-import mmengine
 import torch
 from mmdet.registry import MODELS
 from mmdet.utils import ConfigType
 from torch import Tensor, nn
+
+from ..annotation_categories import read_categories
 
 CURE = ('set model.bbox_head.criterion.loss_cls.image_counts to the annotation file of the training set, or to a list '
         'of counts')
@@ -26,7 +27,7 @@ class FederatedLoss(nn.Module):
         loss (ConfigType): such as ``FocalLoss``, or ``CrossEntropyLoss`` with ``use_sigmoid=True``; takes logits and
             one-hot targets of any shape (..., C).
         image_counts (str | PathLike | Sequence[int]): for each class the number of training images that show it, or the
-            LVIS annotation file to read them from. The file is read when the first loss is computed, not before.
+            LVIS annotation file to read them from, by :meth:`read_counts`.
         num_sampled_classes (int): classes to keep.
         power (float): of the image counts.
         count_background (bool): the background counts as one of ``num_sampled_classes``, as in the authors' code; so 49
@@ -48,7 +49,8 @@ class FederatedLoss(nn.Module):
         self.num_kept = num_sampled_classes - int(count_background)
         self.power = power
         self.image_counts = str(image_counts) if isinstance(image_counts, os.PathLike) else image_counts
-        self.register_buffer('log_weights', None, persistent=False)
+        # No buffer: one that comes later shifts those that mmengine's averaged model pairs by their place.
+        self.log_weights = None
         if not isinstance(self.image_counts, str):
             self.log_weights = class_log_weights(image_counts, power)
 
@@ -79,9 +81,21 @@ class FederatedLoss(nn.Module):
         """All that is random: standard Gumbel noise, float32, of the shape of ``present``, (S, C)."""
         return -torch.empty(present.shape, device=present.device).exponential_().log()
 
-    def _log_weights_for(self, cls_scores: Tensor) -> Tensor:
+    def read_counts(self) -> None:
+        """Read the image counts where they come from a file; all processes together.
+
+        ``DatasetCheckHook`` calls it before training, since a file of LVIS takes minutes. Without the hook the first
+        loss does.
+
+        Raises:
+            FileNotFoundError: if the annotation file is not there.
+            ValueError: if it holds no image counts.
+        """
         if self.log_weights is None:
             self.log_weights = class_log_weights(read_image_counts(self.image_counts), self.power)
+
+    def _log_weights_for(self, cls_scores: Tensor) -> Tensor:
+        self.read_counts()
         if len(self.log_weights) != cls_scores.size(-1):
             origin = self.image_counts if isinstance(self.image_counts, str) else 'image_counts'
             raise ValueError(f'{origin} of FederatedLoss is for {len(self.log_weights)} classes, but the head has '
@@ -135,16 +149,10 @@ def read_image_counts(ann_file: str) -> list[int]:
         ValueError: if it is not of LVIS's form, or a category has no ``image_count`` of at least 0.
     """
     try:
-        content = mmengine.load(ann_file)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f'{ann_file}, from which FederatedLoss reads how many images show each class, is not '
-                                f'there; {CURE}') from error
-    except (ValueError, TypeError) as error:  # broken JSON; a suffix that mmengine does not read
-        raise ValueError(f'{ann_file}, from which FederatedLoss reads how many images show each class, is no JSON: '
-                         f'{error}; {CURE}') from error
-    categories = content.get('categories') if isinstance(content, dict) else None
-    if not isinstance(categories, list) or not all(isinstance(category, dict) for category in categories):
-        raise ValueError(f'{ann_file} has no list of "categories" as an LVIS annotation file has; {CURE}')
+        categories = read_categories(ann_file)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f'FederatedLoss reads from an annotation file how many images show each class, but {error}; '
+                          f'{CURE}') from error
     counts = [category.get('image_count') for category in categories]
     lacking = [category.get('name') for category, count in zip(categories, counts, strict=True)
                if not isinstance(count, int) or count < 0]

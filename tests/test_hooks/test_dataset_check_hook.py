@@ -1,17 +1,20 @@
 """Data sets and models that do not fit each other."""
 
+import copy
 import json
 from types import SimpleNamespace
 
 import pytest
-from mmdet.datasets import CocoDataset, ConcatDataset
+import torch
+from mmdet.datasets import CocoDataset, ConcatDataset, LVISV1Dataset
 from mmdet.registry import DATASETS, HOOKS
 from mmdet.utils import register_all_modules
 from mmengine.dataset import ClassBalancedDataset, RepeatDataset
 from mmengine.model import BaseTTAModel
 from torch import nn
+from torch.utils.data import TensorDataset
 
-from mmdet_diffusion.hooks import DatasetCheckHook
+from mmdet_diffusion.hooks import DatasetCheckHook, dataset_check_hook
 
 CLASSES = ('cup', 'pen', 'key')
 SHORTENED = "('cup', 'pen', 'key')"
@@ -42,7 +45,7 @@ def coco(tmp_path, categories=CLASSES, classes=CLASSES, name='some.json'):
                        test_mode=True, serialize_data=False)  # serialising collects garbage, which takes half a second
 
 
-def run(dataset, num_classes=3, time='before_train', wrap=None):
+def run(dataset, num_classes=3, time='before_train', wrap=None, hook=None):
     """Call the hook as a Runner with these data and such a head does."""
     model = nn.Module()
     model.bbox_head = SimpleNamespace(num_classes=num_classes)
@@ -50,7 +53,7 @@ def run(dataset, num_classes=3, time='before_train', wrap=None):
     loader = SimpleNamespace(dataset=dataset)
     other = SimpleNamespace(dataset=None)
     loaders = {f'{name}_dataloader': loader if time == f'before_{name}' else other for name in ('train', 'val', 'test')}
-    getattr(DatasetCheckHook(), time)(SimpleNamespace(model=wrap(model) if wrap else model, **loaders))
+    getattr(hook or DatasetCheckHook(), time)(SimpleNamespace(model=wrap(model) if wrap else model, **loaders))
 
 
 @pytest.mark.parametrize('time', TIMES)
@@ -119,6 +122,82 @@ def test_data_sets_without_a_coco_file_are_checked_by_their_number_alone(tmp_pat
         run(dataset, num_classes=3)
 
 
+def lvis(tmp_path, names):
+    """An LVIS v1 data set whose file has these category names, an image and no object."""
+    file = tmp_path / 'lvis.json'
+    file.write_text(json.dumps(dict(
+        images=[dict(id=1, file_name='1.jpg', coco_url='http://images.cocodataset.org/val2017/1.jpg', width=100,
+                     height=80, neg_category_ids=[], not_exhaustive_category_ids=[])],
+        annotations=[], categories=[dict(id=number, name=name) for number, name in enumerate(names, start=1)])))
+    return LVISV1Dataset(ann_file=str(file), data_prefix=dict(img=''), pipeline=[], test_mode=True,
+                         serialize_data=False)
+
+
+LVIS_NAMES = list(LVISV1Dataset.METAINFO['classes'])
+SPEAKER = LVIS_NAMES.index('speaker_(stereo_equipment)')
+AS_IN_THE_FILE = [*LVIS_NAMES[:SPEAKER], 'speaker_(stero_equipment)', *LVIS_NAMES[SPEAKER + 1:]]
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    lines = []
+    monkeypatch.setattr(dataset_check_hook, 'print_log', lambda text, *args: lines.append(text))
+    return lines
+
+
+@pytest.mark.parametrize('time', TIMES)
+def test_the_published_lvis_file_passes_and_its_other_spelling_is_logged(tmp_path, logged, time):
+    run(lvis(tmp_path, AS_IN_THE_FILE), num_classes=1203, time=time)
+    assert len(logged) == 1
+    assert "'speaker_(stero_equipment)' for 'speaker_(stereo_equipment)'" in logged[0]
+
+
+def test_lvis_classes_in_another_order_are_refused(tmp_path):
+    swapped = [LVIS_NAMES[1], LVIS_NAMES[0], *AS_IN_THE_FILE[2:]]
+    with pytest.raises(ValueError, match='lists the classes as'):
+        run(lvis(tmp_path, swapped), num_classes=1203)
+
+
+def test_a_spelling_that_moves_the_classes_after_it_is_refused(tmp_path):
+    """One name more at the front: each of the following is of another number."""
+    with pytest.raises(ValueError, match='lists the classes as'):
+        run(lvis(tmp_path, ['new', *LVIS_NAMES[:-1]]), num_classes=1203)
+
+
+def test_lvis_with_a_class_less_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='has no category'):
+        run(lvis(tmp_path, LVIS_NAMES[:-1]), num_classes=1203)
+
+
+# What cannot be checked -----------------------------------------------------------------------------------------------
+
+
+def test_a_plain_data_set_is_let_go_and_said_once(logged):
+    hook = DatasetCheckHook()
+    dataset = TensorDataset(torch.zeros(2))
+    for _ in range(2):
+        run(dataset, hook=hook)
+    assert logged == ["TensorDataset names no classes, so they are not compared with the head's"]
+
+
+def test_a_model_without_a_head_is_let_go_and_said_once(tmp_path, logged):
+    hook, dataset = DatasetCheckHook(), coco(tmp_path)
+    for _ in range(2):
+        run(dataset, wrap=lambda model: nn.Linear(1, 1), hook=hook)
+    assert logged == ['classes of CocoDataset not compared with the model: Linear has no bbox_head with num_classes']
+
+
+def test_heads_of_several_numbers_are_let_go(tmp_path, logged):
+
+    def two_heads(model):
+        other = nn.Module()
+        other.bbox_head = SimpleNamespace(num_classes=7)
+        return nn.ModuleList([model, other])
+
+    run(coco(tmp_path), wrap=two_heads)
+    assert len(logged) == 1 and 'several numbers of classes' in logged[0]
+
+
 # Wrapped data sets and models -----------------------------------------------------------------------------------------
 
 WRAPPERS = dict(
@@ -159,12 +238,26 @@ class Averaging(BaseTTAModel):
         return data_samples_list
 
 
-@pytest.mark.parametrize('wrap', [Wrapped, Averaging, lambda model: Wrapped(Averaging(model))],
-                         ids=['distributed', 'test_time_augmentation', 'both'])
-def test_the_head_is_found_in_a_wrapped_model(tmp_path, wrap, monkeypatch):
-    from mmengine.registry import MODEL_WRAPPERS
-    if 'Wrapped' not in MODEL_WRAPPERS.module_dict:
-        monkeypatch.setitem(MODEL_WRAPPERS.module_dict, 'Wrapped', Wrapped)
+class TeacherAndStudent(nn.Module):
+    """As SemiBaseDetector wraps."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.student, self.teacher = model, copy.deepcopy(model)
+
+
+class Holder(nn.Module):
+    """As trackers and panoptic models hold a detector."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.detector = model
+
+
+@pytest.mark.parametrize('wrap', [Wrapped, Averaging, lambda model: Wrapped(Averaging(model)), TeacherAndStudent,
+                                  Holder],
+                         ids=['distributed', 'test_time_augmentation', 'both', 'semi_supervised', 'tracker'])
+def test_the_head_is_found_in_a_wrapped_model(tmp_path, wrap):
     run(coco(tmp_path), wrap=wrap)
     with pytest.raises(ValueError, match='num_classes=4'):
         run(coco(tmp_path), num_classes=4, wrap=wrap)

@@ -2,11 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import mmengine
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmengine.model import ExponentialMovingAverage
+from torch import nn
 
+from mmdet_diffusion import annotation_categories
+from mmdet_diffusion.hooks import DatasetCheckHook
 from mmdet_diffusion.losses import FederatedLoss
 from mmdet_diffusion.losses.federated_loss import class_log_weights, kept_classes, read_image_counts
 from mmdet_diffusion.operator_count import OperatorCount
@@ -215,6 +221,62 @@ def test_counts_of_another_number_of_classes_are_refused():
 def test_a_wrong_option_is_named_when_the_loss_is_built(option, value):
     with pytest.raises(ValueError, match=option):
         federated(**{option: value})
+
+
+def test_the_counts_are_read_before_training_and_the_file_is_parsed_once(tmp_path, monkeypatch):
+    """By the hook that looks at the file's names, too."""
+    parsed, parse = [], annotation_categories._parse
+    monkeypatch.setattr(annotation_categories, '_parse', lambda *args: parsed.append(args[0]) or parse(*args))
+    file = lvis_file(tmp_path, [dict(id=number, name=name, image_count=1) for number, name in enumerate('abcdefgh')])
+    model = nn.Module()
+    model.bbox_head = federated(image_counts=file)
+    model.bbox_head.num_classes = 8
+    dataset = SimpleNamespace(metainfo=dict(classes=tuple('abcdefgh')), ann_file=file, cat_ids=list(range(8)))
+    loader = SimpleNamespace(dataset=dataset)
+    DatasetCheckHook().before_train(SimpleNamespace(model=model, train_dataloader=loader))
+    assert parsed == [file]
+    monkeypatch.setattr(annotation_categories, '_parse', None)
+    model.bbox_head(*outputs_and_targets())
+
+
+def test_an_averaged_model_keeps_its_buffers_apart(tmp_path):
+    """mmengine pairs the buffers of the two models by their place, so none may come later."""
+    file = lvis_file(tmp_path, [dict(id=number, name=str(number), image_count=1) for number in range(8)])
+    model = nn.ModuleList([federated(image_counts=file), nn.BatchNorm1d(3)])
+    averaged = ExponentialMovingAverage(model)
+    model[0].read_counts()
+    model[1].running_mean.fill_(7)
+    averaged.update_parameters(model)
+    assert averaged.module[1].running_mean.tolist() == [7, 7, 7]
+
+
+def read_in_a_process(rank, rendezvous, file, results):
+    torch.distributed.init_process_group('gloo', f'file://{rendezvous}', rank=rank, world_size=2)
+    annotation_categories.mmengine = SimpleNamespace(load=mmengine.load if rank == 0 else None)
+    found = []
+    for name in (file, 'nowhere.json'):
+        try:
+            found.append(read_image_counts(name))
+        except FileNotFoundError as error:
+            found.append(str(error))
+    results.put((rank, found))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_one_of_two_processes_parses_the_file_and_both_know_the_counts_or_the_fault(tmp_path):
+    file = lvis_file(tmp_path, [dict(id=1, name='pen', image_count=3)])
+    context = torch.multiprocessing.get_context('spawn')
+    results = context.Queue()
+    processes = [context.Process(target=read_in_a_process, args=(rank, tmp_path / 'rendezvous', file, results))
+                 for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = dict(results.get(timeout=300) for _ in processes)
+    for process in processes:
+        process.join()
+    assert found[0] == found[1]
+    assert found[0][0] == [3] and 'nowhere.json is not there' in found[0][1]
 
 
 def test_checkpoints_do_not_carry_the_weights_of_the_classes():

@@ -1,0 +1,52 @@
+"""Categories of annotation files in COCO's or LVIS's form, parsed by one process for all."""
+
+import mmengine
+from mmengine.dist import broadcast_object_list, is_main_process
+
+KEYS = ('id', 'name', 'image_count')
+
+_read: dict[str, list[dict]] = {}
+
+
+def read_categories(ann_file: str, backend_args: dict | None = None) -> list[dict]:
+    """Categories of an annotation file, in its order.
+
+    A file of LVIS takes 40 s and 11 GiB to parse, so the first process parses it, once, and tells the others: all
+    processes have to call this together.
+
+    Args:
+        ann_file (str): JSON file, or any other that mmengine loads.
+        backend_args (dict, optional): of mmengine's file back end.
+
+    Returns:
+        list[dict]: ``id``, ``name`` and ``image_count``, where the file has them.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        ValueError: if it is no JSON, or has no list of categories.
+    """
+    if ann_file not in _read:
+        answer = [None]
+        if is_main_process():
+            try:
+                answer = [_parse(ann_file, backend_args)]
+            except (OSError, ValueError) as error:  # raised in every process, or the others would wait for ever
+                answer = [error]
+        broadcast_object_list(answer)
+        if isinstance(answer[0], Exception):
+            raise answer[0]
+        _read[ann_file] = answer[0]
+    return _read[ann_file]
+
+
+def _parse(ann_file: str, backend_args: dict | None) -> list[dict]:
+    try:
+        content = mmengine.load(ann_file, backend_args=backend_args)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{ann_file} is not there') from error
+    except (ValueError, TypeError) as error:  # broken JSON; a suffix that mmengine does not read
+        raise ValueError(f'{ann_file} is no JSON: {error}') from error
+    categories = content.get('categories') if isinstance(content, dict) else None
+    if not isinstance(categories, list) or not all(isinstance(category, dict) for category in categories):
+        raise ValueError(f'{ann_file} has no list of "categories" as COCO and LVIS annotation files have')
+    return [{key: category[key] for key in KEYS if key in category} for category in categories]
