@@ -14,6 +14,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = 'mmdet_diffusion'
+PACKAGES = (PACKAGE, 'mmcv_stand_in')
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
 OPENMMLAB = ('mmengine', 'mmcv', 'mmdet')
 
@@ -87,7 +88,7 @@ setup(
         'Programming Language :: Python :: 3.12',
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
-    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
+    packages=find_packages(include=[name for package in PACKAGES for name in (package, f'{package}.*')]),
     python_requires='>=3.11',  # the oldest that the checked versions in requirements/lock.txt can be installed on
     install_requires=install_requires,
     extras_require={'openmmlab': openmmlab},

@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ('LICENSE', 'MANIFEST.in', 'README.md', 'model-index.yml', 'pyproject.toml', 'requirements.txt', 'setup.py')
-FOLDERS = ('configs', 'mmdet_diffusion', 'requirements', 'tests', 'tools')
+FOLDERS = ('configs', 'mmcv_stand_in', 'mmdet_diffusion', 'requirements', 'tests', 'tools')
 MIM = 'mmdet_diffusion/.mim'
 
 
@@ -65,10 +65,11 @@ def metadata(archive: zipfile.ZipFile):
     return Parser().parsestr(archive.read(name).decode())
 
 
-def test_wheel_holds_the_package_and_mim_and_nothing_else(clone, wheel):
+def test_wheel_holds_both_packages_and_mim_and_nothing_else(clone, wheel):
     mim = files_under(clone / 'configs') | files_under(clone / 'tools') | {'model-index.yml'}
     assert {'configs/diffusiondet/metafile.yml', 'tools/misc/setup_environment.py'} <= mim
-    assert wheel_content(wheel) == files_under(clone / 'mmdet_diffusion') | {f'{MIM}/{name}' for name in mim}
+    packages = files_under(clone / 'mmdet_diffusion') | files_under(clone / 'mmcv_stand_in')
+    assert wheel_content(wheel) == packages | {f'{MIM}/{name}' for name in mim}
 
 
 def test_building_leaves_no_copies_in_the_clone(clone, wheel):
