@@ -54,5 +54,6 @@ def _log_once() -> None:
                   'on a GPU; some operators have none and say so', logger='current')
 
 
-refuse_layers_without_stand_in()
-_log_once()
+if __name__ == 'mmcv._ext':  # in use, and not looked at beside compiled operators
+    refuse_layers_without_stand_in()
+    _log_once()

@@ -1,5 +1,6 @@
 """Which boxes of two sets overlap by more than a threshold."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,3 +53,22 @@ def overlaps_above(first: Tensor, second: Tensor, threshold: float, offset: int)
     """
     shared, covered = intersection_and_union(first, second, offset)
     return shared > covered.mul_(threshold) if first.is_cuda else shared.div_(covered) > threshold
+
+
+def overlaps_with_one(box: np.ndarray, others: np.ndarray, offset: int) -> np.ndarray:
+    """IoU of one box with others, in numpy, whose calls take less time than torch's: for loops over boxes.
+
+    Args:
+        box (np.ndarray): x1, y1, x2, y2 in pixels, score and area, float32, shape (6,).
+        others (np.ndarray): likewise, shape (6, M).
+        offset (int): added to widths and heights.
+
+    Returns:
+        np.ndarray: float32, shape (M,); NaN where neither box has an area.
+    """
+    zero, offset = np.float32(0), np.float32(offset)
+    width = np.maximum(np.minimum(box[2], others[2]) - np.maximum(box[0], others[0]) + offset, zero)
+    height = np.maximum(np.minimum(box[3], others[3]) - np.maximum(box[1], others[1]) + offset, zero)
+    shared = width * height
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return shared / (box[5] + others[5] - shared)

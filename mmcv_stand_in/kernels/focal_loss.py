@@ -3,7 +3,10 @@
 ``loss = -alpha (1 - p)^gamma log p`` for the class of the target, ``-(1 - alpha) p^gamma log(1 - p)`` for the others.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
@@ -19,8 +22,8 @@ def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, ou
         gamma (float): exponent of the focus.
         alpha (float): weight of the target's class.
     """
-    p, log_p, log_not_p = _probabilities(input)
-    positive = (1 - p).pow(gamma) * log_p
+    (p, log_p), (not_p, log_not_p) = _probability(input), _probability(-input)
+    positive = not_p.pow(gamma) * log_p
     negative = p.pow(gamma) * log_not_p
     output.copy_(_weighted(positive, negative, target, weight, alpha))
 
@@ -28,17 +31,19 @@ def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, ou
 def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float,
                                 alpha: float) -> None:
     """Derivative of each loss by its logit, into ``grad_input``; arguments as in the forward pass."""
-    p, log_p, log_not_p = _probabilities(input)
-    positive = (1 - p).pow(gamma) * (1 - p - gamma * p * log_p)
-    negative = p.pow(gamma) * (gamma * (1 - p) * log_not_p - p)
+    (p, log_p), (not_p, log_not_p) = _probability(input), _probability(-input)
+    positive = not_p.pow(gamma) * (not_p - gamma * p * log_p)
+    negative = p.pow(gamma) * (gamma * not_p * log_not_p - p)
     grad_input.copy_(_weighted(positive, negative, target, weight, alpha))
 
 
-def _probabilities(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """p, log p and log(1 - p), in float32 at least; as mmcv's, the logarithms stop at the least normal number."""
-    p = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
-    least = torch.finfo(torch.float32).tiny
-    return p, p.clamp(min=least).log(), (1 - p).clamp(min=least).log()
+def _probability(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Sigmoid and its logarithm, in float32 at least; as mmcv's, the logarithm stops at the least normal number.
+
+    That of 1 - p is asked for by the negative logits: the difference would cancel where p is almost 1.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.sigmoid(), F.logsigmoid(logits).clamp(min=math.log(torch.finfo(torch.float32).tiny))
 
 
 def _weighted(positive: Tensor, negative: Tensor, target: Tensor, weight: Tensor, alpha: float) -> Tensor:

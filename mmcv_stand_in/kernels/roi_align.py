@@ -45,7 +45,7 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
             argmax_y[boxes], argmax_x[boxes] = y.to(argmax_y.dtype), x.to(argmax_x.dtype)
         else:
             values = sum_rows(table, *_bins(part, along_x, along_y, table.dtype))
-            values = values.view(len(boxes), aligned_height, aligned_width, -1).permute(0, 3, 1, 2)
+            values = values.view(len(boxes), aligned_height, aligned_width, table.size(1)).permute(0, 3, 1, 2)
         output[boxes] = values.to(output.dtype)
 
 
@@ -58,7 +58,7 @@ def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argm
         return
     size, map_size = (aligned_height, aligned_width), tuple(grad_input.shape[2:])
     grid = roi_grid(rois, size, map_size, spatial_scale, sampling_ratio, aligned)
-    values = as_table(grad_output).view(len(rois), -1, grad_output.size(1))  # (N, bins, C)
+    values = as_table(grad_output).unflatten(0, (len(rois), aligned_height * aligned_width))  # (N, bins, C)
     table = values.new_zeros(grad_input[:, 0].numel(), grad_input.size(1))
     for boxes, along_x, along_y in equal_grids(grid):
         rows, weights = _bins(grid.of(boxes), along_x, along_y, table.dtype)
@@ -89,7 +89,7 @@ def _maxima(table: Tensor, grid: RoIGrid, along_x: int, along_y: int) -> tuple[T
     y_row = (grid.images.view(-1, 1, 1, 1, 1, 1) * height + y_cell) * width
     rows = y_row[..., :, None] + x_cell[..., None, :]
     weights = (y_weight[..., :, None] * x_weight[..., None, :]).to(table.dtype)
-    samples = sum_rows(table, rows.view(-1, 4), weights.view(-1, 4)).view(*y.shape[:3], along_y * along_x, -1)
+    samples = sum_rows(table, rows.view(-1, 4), weights.view(-1, 4)).unflatten(0, (*y.shape[:3], along_y * along_x))
     values, sample = samples.max(3)  # the first of equal ones, as mmcv
     y, x = (position.flatten(3).gather(3, sample).permute(0, 3, 1, 2) for position in (y, x))
     return values.permute(0, 3, 1, 2), y, x

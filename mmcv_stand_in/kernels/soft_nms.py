@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .box_overlaps import box_areas, overlaps_with_one
+
 NAIVE, LINEAR, GAUSSIAN = 0, 1, 2
 
 
@@ -29,9 +31,7 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
     Returns:
         Tensor: int64, in the order in which they were taken, shape (number left,).
     """
-    x1, y1, x2, y2 = boxes.float().numpy().T
-    areas = (x2 - x1 + np.float32(offset)) * (y2 - y1 + np.float32(offset))
-    table = np.stack([x1, y1, x2, y2, scores.float().numpy(), areas])  # (6, N)
+    table = torch.cat([boxes.float().T, scores.float()[None], box_areas(boxes.float(), offset)[None]]).numpy()
     indices = np.arange(len(boxes))
     sigma, min_score, first = np.float32(sigma), np.float32(min_score), 0
     while first < table.shape[1]:
@@ -39,7 +39,7 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
         table[:, [first, best]] = table[:, [best, first]]
         indices[[first, best]] = indices[[best, first]]
         later = table[:, first + 1:]
-        later[4] *= _weights(_overlaps(table[:, first], later, offset), iou_threshold, sigma, method)
+        later[4] *= _weights(overlaps_with_one(table[:, first], later, offset), iou_threshold, sigma, method)
         places = _places(~(later[4] < min_score)) + first + 1
         if len(places) < later.shape[1]:
             places = np.concatenate([np.arange(first + 1), places])
@@ -54,16 +54,6 @@ def _first_of_best(scores: np.ndarray) -> int:
     if np.isnan(scores[0]):
         return 0
     return int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
-
-
-def _overlaps(box: np.ndarray, others: np.ndarray, offset: int) -> np.ndarray:
-    """IoU of a column of the table (6,) with others (6, M), shape (M,); NaN where neither has an area."""
-    offset = np.float32(offset)
-    width = np.minimum(box[2], others[2]) - np.maximum(box[0], others[0]) + offset
-    height = np.minimum(box[3], others[3]) - np.maximum(box[1], others[1]) + offset
-    shared = np.maximum(width, np.float32(0)) * np.maximum(height, np.float32(0))
-    with np.errstate(divide='ignore', invalid='ignore'):
-        return shared / (box[5] + others[5] - shared)
 
 
 def _weights(overlaps: np.ndarray, iou_threshold: float, sigma: np.float32, method: int) -> np.ndarray:
