@@ -89,9 +89,13 @@ def test_building_leaves_no_copies_in_the_clone(clone, wheel):
     assert not (clone / MIM).exists()
 
 
-def test_version_is_the_one_in_version_py(wheel):
+def test_version_is_the_one_in_version_py_everywhere(wheel):
     text = (ROOT / 'mmdet_diffusion' / 'version.py').read_text()
-    assert metadata(wheel)['Version'] == re.search(r"__version__ = '(.+)'", text)[1]
+    version = re.search(r"__version__ = '(.+)'", text)[1]
+    released = re.search(rf'^## \[{re.escape(version)}\] - (\S+)$', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)[1]
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert metadata(wheel)['Version'] == version
+    assert (citation['version'], citation['date-released']) == (version, released)
 
 
 def test_no_distribution_of_openmmlab_is_required_outside_the_extra(wheel):
