@@ -92,10 +92,10 @@ def test_building_leaves_no_copies_in_the_clone(clone, wheel):
 def test_version_is_the_one_in_version_py_everywhere(wheel):
     text = (ROOT / 'mmdet_diffusion' / 'version.py').read_text()
     version = re.search(r"__version__ = '(.+)'", text)[1]
-    released = re.search(rf'^## \[{re.escape(version)}\] - (\S+)$', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)[1]
+    headings = dict(re.findall(r'^## \[(.+)\] - (\S+)$', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE))
     citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
     assert metadata(wheel)['Version'] == version
-    assert (citation['version'], citation['date-released']) == (version, released)
+    assert (citation['version'], citation['date-released']) == (version, headings[version])
 
 
 def test_no_distribution_of_openmmlab_is_required_outside_the_extra(wheel):
