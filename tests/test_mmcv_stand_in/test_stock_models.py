@@ -35,7 +35,8 @@ def small_model(name):
     cfg = narrow(cfg)
     for part, generator in strides.items():
         cfg[part].anchor_generator = generator
-    cfg.backbone = dict(backbone, base_channels=4, stem_channels=4, init_cfg=None)
+    # Else each block begins as the identity, and no gradient reaches the deformable convolutions in it.
+    cfg.backbone = dict(backbone, base_channels=4, stem_channels=4, init_cfg=None, zero_init_residual=False)
     cfg.neck.in_channels = channels
     if 'encoder' in cfg:
         cfg.num_queries, cfg.encoder.num_layers, cfg.decoder.num_layers = 12, 1, 2
