@@ -30,8 +30,8 @@ FAMILIES = (
            "upsample_cfg=dict(type='carafe'), as in FPN_CARAFE and FCNMaskHead",
            "another upsample_cfg, such as dict(type='nearest')"),
     Family(('masked_',), ('MaskedConv2d',), 'GARPNHead, GARetinaHead and FeatureAdaption of Guided Anchoring'),
-    # No layers: mmengine turns it into BatchNorm in a training of one process, which works without the operator.
-    Family(('sync_bn',), (), "norm_cfg=dict(type='MMSyncBN')", "norm_cfg=dict(type='SyncBN'), which is torch's own"),
+    Family(('sync_bn',), ('SyncBatchNorm',), "norm_cfg=dict(type='MMSyncBN')",
+           "norm_cfg=dict(type='SyncBN'), which is torch's own"),
     Family(('softmax_focal_loss',), ('SoftmaxFocalLoss',), 'SoftmaxFocalLoss'),
     Family(('deform_roi_pool',), ('DeformRoIPool',),
            "roi_layer=dict(type='DeformRoIPoolPack') or 'ModulatedDeformRoIPoolPack'",

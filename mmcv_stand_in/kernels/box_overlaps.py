@@ -18,41 +18,29 @@ def box_areas(boxes: Tensor, offset: int = 0) -> Tensor:
     return (boxes[:, 2] - boxes[:, 0] + offset) * (boxes[:, 3] - boxes[:, 1] + offset)
 
 
-def intersection_and_union(first: Tensor, second: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-    """Areas that each pair of boxes shares and covers, rounded as mmcv's kernels round them.
-
-    Args:
-        first (Tensor): absolute xyxy in pixels, shape (N, 4).
-        second (Tensor): likewise, shape (M, 4).
-        offset (int): added to widths and heights.
-
-    Returns:
-        tuple[Tensor, Tensor]: square pixels, shape (N, M) each.
-    """
-    width, height = (
-        torch.minimum(first[:, None, axis + 2], second[:, axis + 2]).sub_(
-            torch.maximum(first[:, None, axis], second[:, axis])).add_(offset).clamp_(min=0) for axis in (0, 1))
-    shared = width.mul_(height)
-    covered = torch.add(box_areas(first, offset)[:, None], box_areas(second, offset), out=height).sub_(shared)
-    return shared, covered
-
-
 def overlaps_above(first: Tensor, second: Tensor, threshold: float, offset: int) -> Tensor:
-    """Whether the IoU of each pair is above a threshold; never where neither box has an area.
+    """Whether the IoU of each pair is above a threshold, rounded as by mmcv's kernels; not where neither has an area.
 
     mmcv divides on a CPU and multiplies on a GPU, and so does this: an IoU of just the threshold goes either way.
 
     Args:
-        first (Tensor): absolute xyxy in pixels, shape (N, 4).
-        second (Tensor): likewise, shape (M, 4).
+        first (Tensor): x1, y1, x2, y2 in pixels and area, rows that lie together in memory, shape (5, N).
+        second (Tensor): likewise, shape (5, M).
         threshold (float): of the IoU, taken in the dtype of the boxes.
         offset (int): added to widths and heights.
 
     Returns:
         Tensor: bool, shape (N, M).
     """
-    shared, covered = intersection_and_union(first, second, offset)
-    return shared > covered.mul_(threshold) if first.is_cuda else shared.div_(covered) > threshold
+    width, height = (torch.minimum(first[axis + 2, :, None], second[axis + 2])
+                     .sub_(torch.maximum(first[axis, :, None], second[axis])) for axis in (0, 1))
+    if offset:
+        width, height = width.add_(offset), height.add_(offset)
+    shared = width.clamp_(min=0).mul_(height.clamp_(min=0))
+    covered = torch.add(first[4, :, None], second[4], out=height).sub_(shared)
+    if first.is_cuda:
+        return shared > covered.mul_(threshold)
+    return torch.from_numpy(shared.div_(covered).numpy() > threshold)  # a quarter of torch's time
 
 
 def overlaps_with_one(box: np.ndarray, others: np.ndarray, offset: int) -> np.ndarray:

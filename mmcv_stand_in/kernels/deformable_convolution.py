@@ -45,7 +45,7 @@ def deformable_convolution(settings: Settings, images: Tensor, offset: Tensor, m
     Returns:
         Tensor: shape (B, O, H', W').
     """
-    by_torchvision = torchvision_operator('deform_conv2d')
+    by_torchvision = torchvision_operator('deform_conv2d', images.device.type)
     # Half precision would not do for positions; and mmcv's kernels do not take part in autocast.
     with torch.autocast(images.device.type, enabled=False):
         wide = torch.promote_types(images.dtype, torch.float32)

@@ -48,17 +48,12 @@ def roi_grid(rois: Tensor, output_size: tuple[int, int], map_size: tuple[int, in
 
     Returns:
         RoIGrid: see there.
-
-    Raises:
-        RuntimeError: if a box on the CPU ends before it starts and ``aligned`` is set, as with mmcv's kernel.
     """
     rois = rois.to(torch.promote_types(rois.dtype, torch.float32))
     corners = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
     starts, sizes = corners[:, :2], corners[:, 2:] - corners[:, :2]
-    if not aligned:
+    if not aligned:  # aligned, a box may end before it starts, as in mmcv's kernel for GPUs; that for CPUs refuses it
         sizes = sizes.clamp(min=1)
-    elif not sizes.is_cuda and (sizes < 0).any():
-        raise RuntimeError('RoIAlign: a box has x2 < x1 or y2 < y1; order the corners first')
     bins = sizes / sizes.new_tensor(output_size[::-1])
     counts = torch.full_like(bins, sampling_ratio) if sampling_ratio > 0 else bins.ceil().clamp(min=0)
     return RoIGrid(rois[:, 0].long(), starts, bins, counts.long(), output_size, map_size)
