@@ -1,7 +1,7 @@
 # make demo    train and test on shapes that it draws itself, with pictures    DEMO_ARGS=--quick for a short one
-# make test    all tests                                                       TEST_ARGS='-k matcher' for some
-# make test-onedl  all tests on the maintained forks (requirements/lock-onedl.txt), in an environment of their own,
-#              VENV_ONEDL=DIR, .venv-onedl unless given
+# make test    all tests                                                       TESTS=tests/test_ops or TEST_ARGS='-k matcher' for some
+# make test-compiled  all tests with mmcv's compiled operators, in an environment of their own, .venv-compiled
+# make test-onedl     all tests on the maintained forks (requirements/lock-onedl.txt), likewise, .venv-onedl
 # make bench   how fast it is and how cost grows, into work_dirs/bench          BENCH_ARGS=--quick to see that it works
 # make lint    ruff
 # make setup   only the environment; the others do it themselves, and it takes a second once all is in place
@@ -12,7 +12,8 @@
 # PYTHON=EXE   the Python (3.11 or 3.12) that makes the environment. When it belongs to a virtual or conda environment of
 #              yours and VENV is not given, then that environment is the one that is used.
 # TORCH=...    the torch to install where there is none, in pip's words: TORCH='torch==2.12.0', or with options of pip.
-# MAX_JOBS=N   compilers at once while mmcv's operators are built; else one a core, as far as the memory goes.
+# OPERATORS=compiled   mmcv with its compiled operators instead of ours in torch: takes a C++ compiler and 6 to 13 minutes.
+#              An mmcv in the environment whose operators work is kept either way. MAX_JOBS=N: compilers at once.
 
 SHELL := /bin/bash
 SETUP := tools/misc/setup_environment.py
@@ -25,11 +26,14 @@ ifneq ($(PYTHON),)
 endif
 VENV ?= .venv
 VENV := $(or $(VENV),.venv)
+VENV_COMPILED ?= .venv-compiled
 VENV_ONEDL ?= .venv-onedl
-# Whose mmengine, mmcv and mmdet: openmmlab or onedl.
-STACK := openmmlab
+OPERATORS ?= stand-in
+# What is laid over requirements/lock.txt: by OPERATORS, or onedl.
+LOCK := $(OPERATORS)
 BIN = $(VENV)/bin
 
+TESTS ?= tests
 # The tests' tensors are small: more threads than this only wait for each other.
 TEST_THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
@@ -37,7 +41,7 @@ TEST_THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 
 BENCH_CONFIG ?= configs/diffusiondet/diffusiondet_r50_fpn_8xb2-450k_coco.py
 BENCH_OUT ?= work_dirs/bench/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo test test-onedl bench lint clean
+.PHONY: setup demo test test-compiled test-onedl bench lint clean
 
 # Any Python can run the set-up's script, which says what is wrong with one that is too old; a fitting one is looked for first.
 setup:
@@ -47,16 +51,19 @@ setup:
 	if ! command -v "$$python" >/dev/null; then \
 	  echo "setup: there is no $$python. Cure: install Python 3.11, or name one: make $@ PYTHON=/path/to/python3.11" >&2; exit 1; \
 	fi; \
-	"$$python" $(SETUP) --venv '$(VENV)' --torch '$(TORCH)' --stack '$(STACK)'
+	"$$python" $(SETUP) --venv '$(VENV)' --torch '$(TORCH)' --lock '$(LOCK)'
 
 demo: setup
 	$(BIN)/python tools/demo.py $(DEMO_ARGS)
 
 test: setup
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(TEST_THREADS)} $(BIN)/python -m pytest tests -q $(TEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(TEST_THREADS)} $(BIN)/python -m pytest $(TESTS) -q $(TEST_ARGS)
+
+test-compiled:
+	$(MAKE) test VENV='$(VENV_COMPILED)' LOCK=compiled
 
 test-onedl:
-	$(MAKE) test VENV='$(VENV_ONEDL)' STACK=onedl
+	$(MAKE) test VENV='$(VENV_ONEDL)' LOCK=onedl
 
 bench: BENCH_OUT := $(BENCH_OUT)
 bench: setup
@@ -70,4 +77,4 @@ lint: setup
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find configs mmdet_diffusion tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find configs mmcv_stand_in mmdet_diffusion tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

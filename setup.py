@@ -1,4 +1,4 @@
-"""Packaging. The wheel carries configs, tools and model-index.yml in mmdet_diffusion/.mim, where mim looks for them."""
+"""Packaging. The wheel carries configs, tools and what belongs to them in mmdet_diffusion/.mim, where mim looks."""
 
 import atexit
 import os
@@ -14,7 +14,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = 'mmdet_diffusion'
-MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
+PACKAGES = (PACKAGE, 'mmcv_stand_in')
+MIM_CONTENT = ('configs', 'tools', 'model-index.yml', 'requirements.txt')
 OPENMMLAB = ('mmengine', 'mmcv', 'mmdet')
 
 
@@ -60,8 +61,7 @@ def requirements():
     """Lines of requirements.txt as (what pip is to install, what only the extra names).
 
     The maintained forks of mmengine, mmcv and mmdet have other distribution names and the same modules: were the stock
-    names required here, pip would install those over a fork. mmcv needs its compiled operators besides, which pip alone
-    would leave out (it builds where it sees no torch): ``make setup`` builds them.
+    names required here, pip would install those over a fork.
     """
     lines = (line.split('#')[0].strip() for line in (ROOT / 'requirements.txt').read_text().splitlines())
     lines = [line for line in lines if line]
@@ -87,7 +87,7 @@ setup(
         'Programming Language :: Python :: 3.12',
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
-    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
+    packages=find_packages(include=[name for package in PACKAGES for name in (package, f'{package}.*')]),
     python_requires='>=3.11',  # the oldest that the checked versions in requirements/lock.txt can be installed on
     install_requires=install_requires,
     extras_require={'openmmlab': openmmlab},

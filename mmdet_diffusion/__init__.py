@@ -2,7 +2,7 @@
 
 from . import compat
 
-compat.check_operators()
+compat.check_operators()  # first: it makes stand-ins available to whatever imports mmcv.ops
 compat.warn_of_untested_mmdet()
 compat.refuse_second_diffusiondet()
 compat.allow_mmengine_checkpoints()

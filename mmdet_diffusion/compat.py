@@ -4,6 +4,8 @@ import atexit
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,8 @@ from mmengine.dist import utils as dist_utils
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint
 from mmengine.utils import digit_version
+
+import mmcv_stand_in
 
 SUPPORTED_MMDET = ('3.0.0', '4.0.0')
 
@@ -130,17 +134,36 @@ def let_configs_inherit_from_this_package(config_folder: Callable[[], Path]) -> 
 
 
 def check_operators() -> None:
-    """Raise an ImportError with the cure where mmcv was installed without its operators."""
+    """Import mmcv's operators, the compiled ones or else their stand-ins.
+
+    Raises:
+        ImportError: with the cure, where there are no compiled ones and stand-ins are ruled out, or where there are
+            some that cannot be imported.
+    """
+    mmcv_stand_in.install()
     try:
         importlib.import_module('mmcv.ops')
     except ModuleNotFoundError as error:
         if error.name != 'mmcv._ext':
             raise
-        forked = 'onedl-mmcv' in importlib.metadata.packages_distributions().get('mmcv', [])
-        raise ImportError('this mmcv has no operators (mmcv-lite, or built in isolation from torch); install them '
-                          'with `MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir --force-reinstall '
-                          f'--no-deps {"onedl-mmcv==2.3.6" if forked else "mmcv==2.1.0"}` where torch, '
-                          'setuptools<82, wheel and ninja are installed') from error
+        raise ImportError(f'this mmcv has no operators (mmcv-lite, or built in isolation from torch), and the '
+                          f'environment variable {mmcv_stand_in.VARIABLE}={mmcv_stand_in.NEVER} rules out stand-ins; '
+                          f'unset it, or install operators with {_build_command()}') from error
+    except (ImportError, OSError) as error:  # of a library that was built for another torch
+        spec = None if 'mmcv._ext' in sys.modules else importlib.util.find_spec('mmcv._ext')
+        if spec is None or mmcv_stand_in.is_active():
+            raise
+        reason = (str(error).strip().splitlines() or ['no reason given'])[0]
+        raise ImportError(f"mmcv's compiled operators, {spec.origin}, cannot be imported ({reason}); build them for "
+                          f'this torch with {_build_command()}, or set {mmcv_stand_in.VARIABLE}='
+                          f'{mmcv_stand_in.ALWAYS} for stand-ins in their place') from error
+
+
+def _build_command() -> str:
+    forked = 'onedl-mmcv' in importlib.metadata.packages_distributions().get('mmcv', [])
+    return ('`MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps '
+            f'{"onedl-mmcv==2.3.6" if forked else "mmcv==2.1.0"}` where torch, setuptools<82, wheel and ninja are '
+            'installed')
 
 
 def warn_of_untested_mmdet() -> None:

@@ -238,12 +238,37 @@ import mmdet_diffusion
 """
 
 
-def test_mmcv_without_operators_gives_one_line_with_the_cure():
+def test_mmcv_without_operators_gives_one_line_with_the_cure_where_stand_ins_are_ruled_out(monkeypatch):
+    monkeypatch.setenv('MMCV_STAND_IN', 'never')
     done = run(WITHOUT_OPERATORS)
     assert done.returncode != 0
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith('ImportError: this mmcv has no operators')
-    assert 'pip install --no-build-isolation' in message and 'mmcv' in message
+    assert 'MMCV_STAND_IN=never' in message and 'pip install --no-build-isolation' in message and 'mmcv' in message
+
+
+BROKEN_OPERATORS = """
+import importlib.machinery
+import sys
+
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name == 'mmcv._ext':
+            loader = importlib.machinery.ExtensionFileLoader(name, {file!r})
+            return importlib.machinery.ModuleSpec(name, loader, origin={file!r})
+
+sys.meta_path.insert(0, Broken())
+import mmdet_diffusion
+"""
+
+
+def test_compiled_operators_that_cannot_be_imported_give_one_line_with_both_cures(monkeypatch, tmp_path):
+    monkeypatch.setenv('MMCV_STAND_IN', 'auto')
+    (tmp_path / '_ext.so').write_bytes(b'not a library')
+    done = run(BROKEN_OPERATORS.format(file=str(tmp_path / '_ext.so')))
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith(f"ImportError: mmcv's compiled operators, {tmp_path / '_ext.so'}, cannot be imported (")
+    assert 'pip install --no-build-isolation' in message and 'MMCV_STAND_IN=always' in message
 
 
 def test_another_missing_module_is_reported_as_itself(monkeypatch):

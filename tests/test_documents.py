@@ -60,7 +60,7 @@ def has_key(cfg: Config, key: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize('path', sorted([*DOCS.glob('*.md'), REPOSITORY / 'README.md']), ids=lambda path: path.name)
+@pytest.mark.parametrize('path', sorted([*DOCS.glob('*.md'), *REPOSITORY.glob('*.md')]), ids=lambda path: path.name)
 def test_links_between_documents_lead_somewhere(path):
     for target in re.findall(r'\]\((?!https?:)([^)#]+)', path.read_text()):
         assert (path.parent / target).exists(), target

@@ -21,8 +21,8 @@ MAY_IMPORT = dict(
 
 
 def imported_modules(file):
-    """Absolute dotted names of what a file of the package imports."""
-    parents = ['mmdet_diffusion', *file.relative_to(PACKAGE).parts[:-1]]
+    """Absolute dotted names of what a file of a package imports."""
+    parents = list(file.relative_to(REPOSITORY).parts[:-1])
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -53,3 +53,16 @@ def test_a_module_imports_only_parts_below_its_own(file):
 def test_arithmetic_imports_nothing_but_torch(file):
     outside = {name.split('.')[0] for name in imported_modules(file)} - {'mmdet_diffusion'}
     assert outside <= {'torch', *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize('file', sorted((REPOSITORY / 'mmcv_stand_in').rglob('*.py')),
+                         ids=lambda file: str(file.relative_to(REPOSITORY)))
+def test_the_stand_ins_need_neither_mmdet_nor_this_package(file):
+    imported = {name.split('.')[0] for name in imported_modules(file)}
+    assert imported <= {'mmcv_stand_in', 'mmengine', 'numpy', 'torch', *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize('name', ['__init__', 'finder', 'startup'])
+def test_what_runs_at_every_start_of_python_imports_the_standard_library_alone(name):
+    imported = {name.split('.')[0] for name in imported_modules(REPOSITORY / 'mmcv_stand_in' / f'{name}.py')}
+    assert imported <= {'mmcv_stand_in', *sys.stdlib_module_names}

@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ('LICENSE', 'MANIFEST.in', 'README.md', 'model-index.yml', 'pyproject.toml', 'requirements.txt', 'setup.py')
-FOLDERS = ('configs', 'mmdet_diffusion', 'requirements', 'tests', 'tools')
+FOLDERS = ('configs', 'mmcv_stand_in', 'mmdet_diffusion', 'requirements', 'tests', 'tools')
 MIM = 'mmdet_diffusion/.mim'
 
 
@@ -65,10 +65,23 @@ def metadata(archive: zipfile.ZipFile):
     return Parser().parsestr(archive.read(name).decode())
 
 
-def test_wheel_holds_the_package_and_mim_and_nothing_else(clone, wheel):
-    mim = files_under(clone / 'configs') | files_under(clone / 'tools') | {'model-index.yml'}
+def test_wheel_holds_both_packages_and_mim_and_nothing_else(clone, wheel):
+    mim = files_under(clone / 'configs') | files_under(clone / 'tools') | {'model-index.yml', 'requirements.txt'}
     assert {'configs/diffusiondet/metafile.yml', 'tools/misc/setup_environment.py'} <= mim
-    assert wheel_content(wheel) == files_under(clone / 'mmdet_diffusion') | {f'{MIM}/{name}' for name in mim}
+    packages = files_under(clone / 'mmdet_diffusion') | files_under(clone / 'mmcv_stand_in')
+    assert wheel_content(wheel) == packages | {f'{MIM}/{name}' for name in mim}
+
+
+def test_the_check_of_an_environment_runs_from_a_wheel(wheel, tmp_path):
+    """It reads what the package supports from beside itself, where there is no clone."""
+    wheel.extractall(tmp_path)
+    program = tmp_path / MIM / 'tools' / 'misc' / 'check_environment.py'
+    requirements = runpy.run_path(str(program))['read_requirements']()
+    assert requirements['mmdet'] == '>=3.3.0,<3.4.0' and 'torch' in requirements
+    environ = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+    result = subprocess.run([sys.executable, program], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r'torch .*, operators: (compiled|stand-in)$', result.stdout.strip())
 
 
 def test_building_leaves_no_copies_in_the_clone(clone, wheel):
@@ -76,9 +89,13 @@ def test_building_leaves_no_copies_in_the_clone(clone, wheel):
     assert not (clone / MIM).exists()
 
 
-def test_version_is_the_one_in_version_py(wheel):
+def test_version_is_the_one_in_version_py_everywhere(wheel):
     text = (ROOT / 'mmdet_diffusion' / 'version.py').read_text()
-    assert metadata(wheel)['Version'] == re.search(r"__version__ = '(.+)'", text)[1]
+    version = re.search(r"__version__ = '(.+)'", text)[1]
+    headings = dict(re.findall(r'^## \[(.+)\] - (\S+)$', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE))
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert metadata(wheel)['Version'] == version
+    assert (citation['version'], citation['date-released']) == (version, headings[version])
 
 
 def test_no_distribution_of_openmmlab_is_required_outside_the_extra(wheel):
@@ -111,7 +128,7 @@ def test_editable_install_links_to_the_clone_and_a_later_wheel_is_the_same(clone
     for folder in ('first', 'second'):  # the second install finds the links of the first
         (tmp_path / folder).mkdir()
         build(work, 'editable', tmp_path / folder)
-    for name in ('configs', 'tools', 'model-index.yml'):
+    for name in ('configs', 'tools', 'model-index.yml', 'requirements.txt'):
         place = work / MIM / name
         assert place.is_symlink() and not os.path.isabs(os.readlink(place))
         assert place.resolve() == (work / name).resolve()

@@ -10,6 +10,8 @@ from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
+import mmcv_stand_in
+
 from ..half_precision import half_dtype, half_precision
 from ..structures import StageOutputs
 from .pyramid_check import check_pyramid, check_pyramid_at_build, pyramid_source
@@ -30,7 +32,7 @@ class DiffusionDet(SingleStageDetector):
             features and is not used for detection. Its losses teach a backbone without pre-trained weights at every
             pixel, where the diffusion head does so at a few boxes (after Zong et al. 2023, arXiv:2211.12860).
         channels_last (bool): keep images and the weights of convolutions in that layout: faster on a CPU, and on a GPU
-            in half precision. Not with operators of mmcv's, which refuse the layout or misread it. To resume a
+            in half precision. Not with compiled operators of mmcv's, which refuse the layout or misread it. To resume a
             training with a ``fused`` optimiser, leave this as it was: torch pairs the memory of weights and states.
         test_dtype (str, optional): ``bfloat16`` or ``float16``: from images to detections matrix products and
             convolutions run in it, by autocast; boxes, where they are looked up, diffusion and suppression stay in
@@ -39,7 +41,7 @@ class DiffusionDet(SingleStageDetector):
 
     Raises:
         ValueError: if number, channels or strides of the levels do not fit the head (see :func:`check_pyramid`), or
-            ``channels_last`` is set and a part has operators of mmcv's, or there is no such ``test_dtype``.
+            ``channels_last`` is set and a part has compiled operators of mmcv's, or there is no such ``test_dtype``.
     """
 
     def __init__(self, *, backbone: ConfigType, neck: OptConfigType = None, bbox_head: ConfigType,
@@ -64,6 +66,8 @@ class DiffusionDet(SingleStageDetector):
             self.to(memory_format=torch.channels_last)
 
     def _refuse_operators_of_mmcv(self) -> None:
+        if mmcv_stand_in.is_active():  # stand-ins read any layout
+            return
         for name, module in self.named_modules():
             bases = {base.__module__.split('.')[:2] == ['mmcv', 'ops'] for base in type(module).__mro__}
             if True in bases and not name.startswith('bbox_head.roi_extractor'):  # which lays levels out itself

@@ -9,6 +9,8 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor
 
+import mmcv_stand_in
+
 from ..ops import flatten_pyramid
 from .box_features import BoxFeatures, GatheredFeatures
 
@@ -27,7 +29,8 @@ class PyramidRoIExtractor(BaseModule):
         finest_scale (int): a box whose sides average below twice this many pixels goes to the finest level.
         implementation (str): ``gathered`` reads all levels and images at once and never asks the host; ``mmcv`` runs
             mmcv's operator level by level, as MMDetection's ``SingleRoIExtractor``, and asks the host once a level;
-            ``auto`` takes ``mmcv`` on a CUDA device and ``gathered`` elsewhere, and logs which.
+            ``auto`` takes ``mmcv`` on a CUDA device where mmcv's operators are compiled, ``gathered`` elsewhere, and
+            logs which.
 
     Raises:
         ValueError: if a value is no positive integer, strides do not grow, or there is no such implementation.
@@ -53,6 +56,7 @@ class PyramidRoIExtractor(BaseModule):
         self.output_size = output_size
         self.sampling_ratio = sampling_ratio
         self.finest_scale = finest_scale
+        self._has_compiled_operators = not mmcv_stand_in.is_active()
         self._has_told = False
 
     @property
@@ -63,7 +67,7 @@ class PyramidRoIExtractor(BaseModule):
     def implementation_on(self, device: torch.device) -> str:
         """``gathered`` or ``mmcv``, whichever runs on a device."""
         if self.implementation == 'auto':
-            return 'mmcv' if device.type == 'cuda' else 'gathered'
+            return 'mmcv' if device.type == 'cuda' and self._has_compiled_operators else 'gathered'
         return self.implementation
 
     def map_roi_levels(self, bboxes: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Say whether an environment can run mmdet_diffusion: the first fault, with its cure, in one line.
+"""Say whether an environment can run mmdet_diffusion: what is in use, or the first fault with its cure, in one line.
 
-Run it with the environment's own Python. ``--describe`` prints what is installed as JSON instead;
-``setup_environment.py`` reads that. Only the standard library is needed.
+Run it with the environment's own Python, from a clone or from an installed package (mmdet_diffusion/.mim/tools/misc).
+``--describe`` prints what is installed as JSON instead, for setup_environment.py. Only the standard library is needed.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ import importlib.util
 import json
 import re
 import sys
-import sysconfig
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]  # the clone, or .mim, which carries requirements.txt as well
 PYTHON_VERSIONS = ((3, 11), (3, 12))  # what the versions in requirements/lock.txt can be installed on
+DISTRIBUTIONS = {  # of the modules that more than one brings, the maintained forks last
+    'mmengine': ('mmengine', 'onedl-mmengine'),
+    'mmcv': ('mmcv-lite', 'mmcv', 'onedl-mmcv'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+    'cv2': ('opencv-python-headless', 'opencv-contrib-python-headless', 'opencv-python', 'opencv-contrib-python'),
+}
 OPENMMLAB = ('mmengine', 'mmcv', 'mmdet')
-OWN_ENVIRONMENT = 'make setup without VENV= and PYTHON= for an environment of its own'
+OWN_ENVIRONMENT = 'in a clone, make setup without VENV= and PYTHON= for an environment of its own'
 
 
 class Fault(Exception):
@@ -42,15 +47,10 @@ def satisfies(version: str, specifier: str) -> bool:
     return True
 
 
-def read_requirements(path: Path) -> dict[str, str]:
+def read_requirements(path: Path = ROOT / 'requirements.txt') -> dict[str, str]:
     """Requirement file -> {name: specifier}, comments dropped."""
     lines = (line.split('#')[0].strip() for line in path.read_text().splitlines())
     return dict(re.match(r'([\w.-]+)\s*(.*)', line).groups() for line in lines if line)
-
-
-def supported(name: str) -> str:
-    """The range of versions of ``name`` that the package supports, from requirements.txt."""
-    return read_requirements(ROOT / 'requirements.txt')[name]
 
 
 def canonical(name: str) -> str:
@@ -58,8 +58,8 @@ def canonical(name: str) -> str:
     return re.sub(r'[-_.]+', '-', name).lower()
 
 
-def installed_versions() -> dict[str, str]:
-    """Version of every installed distribution; of the same name twice on the path, the first one counts."""
+def describe() -> dict:
+    """What is installed; of the same name twice on the path, the first one counts."""
     from importlib import metadata  # not at the top: Python 3.7 has none, and is to be told so by check_python_version
 
     versions: dict[str, str] = {}
@@ -67,25 +67,9 @@ def installed_versions() -> dict[str, str]:
         name = distribution.metadata['Name']
         if name:  # a half-removed package has none
             versions.setdefault(canonical(name), distribution.version)
-    return versions
-
-
-def providers(module: str) -> list[str]:
-    """Names of the distributions that bring ``module``: the maintained forks have other names than the module."""
-    from importlib import metadata
-
-    return sorted(set(map(canonical, metadata.packages_distributions().get(module, []))))
-
-
-def describe() -> dict:
-    """What setup_environment.py needs to know of this environment."""
-    return {
-        'python': '.'.join(map(str, sys.version_info[:3])),
-        'prefix': sys.prefix,
-        'include': sysconfig.get_path('include'),
-        'versions': installed_versions(),
-        'providers': {module: providers(module) for module in (*OPENMMLAB, 'torch', 'cv2')},
-    }
+    found = metadata.packages_distributions()
+    providers = {module: sorted(set(map(canonical, found.get(module, [])))) for module in DISTRIBUTIONS}
+    return {'python': '.'.join(map(str, sys.version_info[:3])), 'versions': versions, 'providers': providers}
 
 
 def check_python_version(version: tuple[int, ...], executable: str) -> None:
@@ -97,33 +81,38 @@ def check_python_version(version: tuple[int, ...], executable: str) -> None:
         )
 
 
-def check_openmmlab_version(module: str, versions: dict[str, str], names: list[str], where: str) -> None:
-    """The stock distribution of ``module`` must be in range; a fork (another name) has versions of its own."""
-    if 'mmcv-lite' in names:
-        raise Fault(f'mmcv-lite in {where} has no operators. Cure: pip uninstall mmcv-lite there and make setup again')
-    if module in names and not satisfies(versions[module], supported(module)):
+def check_version(name: str, version: str | None, specifier: str, where: str) -> None:
+    if version is None or not satisfies(version, specifier):
         raise Fault(
-            f'{module} {versions[module]} in {where} is not supported: {module}{supported(module)} is needed. '
-            f'Cure: pip uninstall {module} there and make setup again, or {OWN_ENVIRONMENT}'
+            f'{name} {version or "is missing"} in {where}: {name}{specifier} is needed. '
+            f"Cure: pip install '{name}{specifier}' there, or {OWN_ENVIRONMENT}"
         )
 
 
-def check_setuptools() -> None:
-    if importlib.util.find_spec('pkg_resources') is None:
-        raise Fault(
-            f'setuptools {installed_versions().get("setuptools", "(none)")} in {sys.prefix} has no pkg_resources, '
-            f"which mmcv's build and mmengine import. Cure: {sys.executable} -m pip install 'setuptools<82'"
-        )
+def check_openmmlab(info: dict, where: str) -> None:
+    """One distribution at most brings each module, the stock one in the supported range; a fork has other versions."""
+    supported = read_requirements()
+    for module in OPENMMLAB:
+        names = info['providers'][module]
+        if len(names) > 1:
+            raise Fault(
+                f'{" and ".join(names)} in {where} both bring {module}, file over file. '
+                f'Cure: pip uninstall {" ".join(names)} there, then install the one that you want'
+            )
+        if names and names[0] != DISTRIBUTIONS[module][-1]:
+            check_version(names[0], info['versions'][names[0]], supported[module], where)
+
+
+def check_versions(info: dict) -> None:
+    check_openmmlab(info, sys.prefix)
+    for name, specifier in read_requirements().items():
+        if not info['providers'].get(name):
+            name = DISTRIBUTIONS.get(name, (name,))[0]  # mmcv-lite for mmcv, which pip alone builds without operators
+            check_version(name, info['versions'].get(name), specifier, sys.prefix)
 
 
 def check_torch() -> None:
-    torch = import_or_fault('torch')
-    if not satisfies(torch.__version__, supported('torch')):
-        raise Fault(
-            f'torch {torch.__version__} in {sys.prefix} is too old: torch{supported("torch")} is needed. '
-            f'Cure: a newer one there, or {OWN_ENVIRONMENT}'
-        )
-    numpy = import_or_fault('numpy')
+    torch, numpy = import_or_fault('torch'), import_or_fault('numpy')
     try:
         torch.from_numpy(numpy.zeros(1))
     except RuntimeError:
@@ -133,56 +122,63 @@ def check_torch() -> None:
         ) from None
 
 
-def check_operators() -> None:
-    """mmcv imports and installs happily without its compiled operators, so run two of them, on every kind of device."""
-    torch = import_or_fault('torch')
+def check_operators(info: dict) -> str:
+    """'compiled' or 'stand-in': whose operators mmcv has, once two of them gave what they should on every device."""
+    mmcv = import_or_fault('mmcv')
+    if importlib.util.find_spec('mmcv_stand_in'):
+        importlib.import_module('mmcv_stand_in').install()
+    libraries = [*Path(mmcv.__file__).parent.glob('_ext*.so'), *Path(mmcv.__file__).parent.glob('_ext*.pyd')]
     try:
-        ops = importlib.import_module('mmcv.ops')
-        for device in ('cpu', 'cuda') if torch.cuda.is_available() else ('cpu',):
-            boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 4.1]], device=device)
-            kept = ops.nms(boxes, boxes.new_tensor([0.9, 0.8]), 0.5)[1].tolist()
-            rois = torch.cat([boxes.new_zeros(1, 1), boxes[:1]], dim=1)
-            pooled = ops.roi_align(boxes.new_ones(1, 1, 8, 8), rois, (2, 2)).unique().tolist()
-            if (kept, pooled) != ([0], [1.0]):
-                raise RuntimeError(f'nms kept {kept} for [0] and roi_align gave {pooled} for [1.0] on {device}')
+        extension = importlib.import_module('mmcv._ext')
+        run_operators()
     except Exception as error:  # whatever a library built for another torch may raise
+        names = ' '.join(info['providers']['mmcv'])
+        cure = 'install this package there, which brings them in torch'
+        if libraries:  # it hides the stand-in, and pip may have kept it
+            cure = f'pip uninstall {names}; pip cache remove {names.replace("-", "_")}; pip install mmcv-lite==2.1.0'
+        found = f'{libraries[0].name} of another build' if libraries else 'none'
         raise Fault(
-            f'mmcv in {sys.prefix} has no working operators ({one_line(error)}). Cure: make setup builds them; '
-            f'by hand, {operators_by_hand(providers("mmcv"))}'
+            f'mmcv in {sys.prefix} has no working operators ({found}; {one_line(error)}). '
+            f'Cure: {cure}, or {OWN_ENVIRONMENT}'
         ) from None
+    return 'compiled' if getattr(extension, '__file__', None) in map(str, libraries) else 'stand-in'
 
 
-def operators_by_hand(names: list[str]) -> str:
-    """Commands that build the operators of the mmcv that is there: the stock one, or a fork under its own name."""
-    fork = next((name for name in names if name not in ('mmcv', 'mmcv-lite')), None)
-    return (
-        f'pip uninstall {fork or "mmcv mmcv-lite"}, then '
-        f"MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir '{fork or 'mmcv' + supported('mmcv')}'"
-    )
+def run_operators() -> None:
+    torch, ops = importlib.import_module('torch'), importlib.import_module('mmcv.ops')
+    for device in ('cpu', 'cuda') if torch.cuda.is_available() else ('cpu',):
+        boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 4.1]], device=device)
+        kept = ops.nms(boxes, boxes.new_tensor([0.9, 0.8]), 0.5)[1].tolist()
+        rois = torch.cat([boxes.new_zeros(1, 1), boxes[:1]], dim=1)
+        pooled = ops.roi_align(boxes.new_ones(1, 1, 8, 8), rois, (2, 2)).unique().tolist()
+        if (kept, pooled) != ([0], [1.0]):
+            raise RuntimeError(f'nms kept {kept} for [0] and roi_align gave {pooled} for [1.0] on {device}')
 
 
-def check_all() -> None:
-    """Everything, in the order in which one part needs the other."""
-    check_setuptools()
+def check_all() -> str:
+    """Everything, in the order in which one part needs the other; then what is in use."""
+    info = describe()
+    check_versions(info)
     check_torch()
-    versions = installed_versions()
-    for module in OPENMMLAB:
-        check_openmmlab_version(module, versions, providers(module), sys.prefix)
-    for module in ('cv2', 'mmengine', 'mmcv'):
+    for module in ('cv2', 'mmengine'):
         import_or_fault(module)
-    check_operators()
-    for module in ('mmdet', 'pycocotools.mask', 'lvis'):
+    operators = check_operators(info)
+    for module in ('mmdet', 'pycocotools.mask', 'lvis', 'mmdet_diffusion'):
         import_or_fault(module)
+    names = ['torch', *(info['providers'][module][0] for module in OPENMMLAB)]
+    versions = ', '.join(f'{name} {info["versions"][name]}' for name in names)
+    return f'Python {info["python"]}, {versions}, operators: {operators}'
 
 
 def import_or_fault(module: str):
     try:
         return importlib.import_module(module)
     except Exception as error:  # mmdet asserts its versions; a broken shared library is an ImportError or OSError
-        raise Fault(
-            f'{module} in {sys.prefix} cannot be imported ({one_line(error)}). '
-            f'Cure: install it there anew, or {OWN_ENVIRONMENT}'
-        ) from None
+        cure = f'install it there anew, or {OWN_ENVIRONMENT}'
+        if 'libGL' in str(error):
+            names = ' '.join(describe()['providers']['cv2'])
+            cure = f'pip uninstall {names}; pip install opencv-python-headless, the same module; or install libGL'
+        raise Fault(f'{module} in {sys.prefix} cannot be imported ({one_line(error)}). Cure: {cure}') from None
 
 
 def one_line(error: Exception) -> str:
@@ -190,20 +186,13 @@ def one_line(error: Exception) -> str:
     return f'{type(error).__name__}: {lines[0] if lines else ""}'
 
 
-CHECKS = {'all': check_all, 'setuptools': check_setuptools, 'torch': check_torch, 'operators': check_operators}
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--describe', action='store_true', help='print what is installed as JSON')
-    parser.add_argument('what', nargs='?', choices=CHECKS, default='all', help='one part alone')
     args = parser.parse_args(argv)
     try:
         check_python_version(sys.version_info[:3], sys.executable)
-        if args.describe:
-            print(json.dumps(describe()))
-        else:
-            CHECKS[args.what]()
+        print(json.dumps(describe()) if args.describe else check_all())
     except Fault as fault:
         print(fault, file=sys.stderr)
         return 1

@@ -2,9 +2,8 @@
 """Make an environment in which mmdet_diffusion runs: what ``make setup`` calls.
 
 Steps: a virtual environment (or the one that is there), torch (or the one that is there), the versions in
-requirements/lock.txt and tests.txt (with ``--stack onedl`` the maintained forks in lock-onedl.txt), mmcv with its
-operators (built here, the long part), this project in editable form, a check of it all. A stamp in the environment
-makes the next run return at once. Only the standard library is needed.
+requirements/, this project in editable form, mmcv's operators in torch (``--lock compiled``: built here), a check of it
+all. A stamp in the environment makes the next run return at once. Only the standard library is needed.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,26 +21,51 @@ from pathlib import Path
 from typing import NamedTuple
 
 from check_environment import (
+    DISTRIBUTIONS,
     OPENMMLAB,
     OWN_ENVIRONMENT,
     ROOT,
     Fault,
     canonical,
-    check_openmmlab_version,
+    check_openmmlab,
     check_python_version,
     read_requirements,
     satisfies,
 )
-from setup_mmcv import Distribution, cached_wheel, provide_mmcv, require_compiler
-from setup_progress import run_step
+from setup_compiled import BUILD_FAILURES, provide_compiled_mmcv, require_compiler
 
 HERE = Path(__file__).resolve().parent
-CHECK_SCRIPT = HERE / 'check_environment.py'
 LOCK_FILES = (ROOT / 'requirements' / 'lock.txt', ROOT / 'requirements' / 'tests.txt')
-FORKS_FILE = ROOT / 'requirements' / 'lock-onedl.txt'
-FORKS = {'mmengine': 'onedl-mmengine', 'mmcv': 'onedl-mmcv', 'mmdet': 'onedl-mmdetection'}  # by module
-STACKS = ('openmmlab', 'onedl')
+LOCKS = {'stand-in': None, 'compiled': 'lock-compiled.txt', 'onedl': 'lock-onedl.txt'}  # what is laid over those
 TORCH_FOR_LOCK = '>=2.3'  # older ones were built for numpy 1, and the lock has numpy 2
+TAIL = 15  # lines of output shown with a failure of unknown cause
+
+KNOWN_FAILURES = {
+    r'NewConnectionError|NameResolutionError|ConnectTimeoutError|ProxyError|Temporary failure in name resolution'
+    r'|Network is unreachable|Max retries exceeded|Connection refused': (
+        'the package index cannot be reached. Cure: check the network and the proxy, or name a source that can be '
+        'reached in PIP_INDEX_URL or PIP_FIND_LINKS'
+    ),
+    r'No space left on device': 'the disk is full. Cure: make room, or put the environment elsewhere with VENV=',
+    r'externally-managed-environment': "this Python is the system's. Cure: make setup without VENV= and PYTHON=",
+    r'Cannot install (.+?) because these package versions have conflicting dependencies': (
+        '{} does not fit the rest of what is asked for, or a constraint in your settings of pip (pip config list). '
+        'Cure: another version, for torch in TORCH=, or without that constraint'
+    ),
+    r'No matching distribution found for (\S+)': (
+        '{} is not to be had for this Python and machine. Cure: Python 3.11 in PYTHON=; for a torch: TORCH='
+    ),
+    **BUILD_FAILURES,
+}
+
+
+def explain_failure(output: str) -> str:
+    """One line with the cure where the cause is known, else the end of the output."""
+    for pattern, explanation in KNOWN_FAILURES.items():
+        match = re.search(pattern, output)
+        if match:
+            return explanation.format(*match.groups())
+    return 'its last lines:\n  ' + '\n  '.join(output.strip().splitlines()[-TAIL:])
 
 
 class Environment(NamedTuple):
@@ -61,19 +86,36 @@ class Environment(NamedTuple):
     def version(self, name: str) -> str | None:
         return self.info['versions'].get(canonical(name))
 
-    def ask(self, argument: str) -> str:
+    def check(self, *arguments: str) -> str:
         """Answer of check_environment.py under this environment's Python, away from the clone; its fault is ours."""
-        command = [self.python, str(CHECK_SCRIPT), argument]
+        command = [self.python, str(HERE / 'check_environment.py'), *arguments]
         answer = subprocess.run(command, capture_output=True, text=True, cwd=self.python.parent)
         if answer.returncode:
             raise Fault((answer.stderr.strip().splitlines() or [f'{self.python} does not run'])[-1])
-        return answer.stdout
-
-    def pip_install(self, *arguments: str) -> list:
-        return [self.python, '-m', 'pip', 'install', '--disable-pip-version-check', *arguments]
+        return answer.stdout.strip().splitlines()[-1]  # what a library may print on import comes before
 
     def look_again(self) -> Environment:
-        return self._replace(info=json.loads(self.ask('--describe')))
+        return self._replace(info=json.loads(self.check('--describe')))
+
+    def run(self, title: str, *arguments: str, **variables: str) -> str:
+        """A step by this environment's Python: its output to the log and to the caller, or its failure explained."""
+        print(f'setup: {title}', flush=True)
+        command = [self.python, *arguments]
+        with self.log.open('a+') as log:
+            print(f'\n$ {shlex.join(map(str, command))}', file=log, flush=True)
+            start = log.tell()
+            environ = {**os.environ, **variables}
+            code = subprocess.run(command, stdout=log, stderr=log, cwd=self.path, env=environ).returncode
+            log.seek(start)
+            output = log.read()
+        if code:
+            raise Fault(f'{title} failed: {explain_failure(output)} (its whole output: {self.log})')
+        return output
+
+    def pip_install(self, title: str, *arguments: str, **variables: str) -> str:
+        """Byte code is left to Python, which makes it for what is imported: torch alone has thousands of modules."""
+        options = ('--disable-pip-version-check', '--no-compile')
+        return self.run(title, '-m', 'pip', 'install', *options, *arguments, **variables)
 
 
 def environment_of_this_python() -> Path | None:
@@ -111,47 +153,36 @@ def open_environment(path: Path) -> Environment:
     return environment
 
 
-def read_lock(stack: str) -> dict[str, str]:
-    """{name: version} of the lock files. Every line is exact: a range there would be a mistake."""
+def read_lock(overlay: str) -> dict[str, str]:
+    """{distribution: version} of the lock files. Every line is exact: a range there would be a mistake."""
     lock = {name: specifier for path in LOCK_FILES for name, specifier in read_requirements(path).items()}
-    if stack == 'onedl':
-        stock = {name: specifier for name, specifier in lock.items() if name not in OPENMMLAB}
-        lock = stock | read_requirements(FORKS_FILE)
+    if LOCKS[overlay]:
+        over = read_requirements(ROOT / 'requirements' / LOCKS[overlay])
+        replaced = {name for names in DISTRIBUTIONS.values() if over.keys() & set(names) for name in names}
+        lock = {name: specifier for name, specifier in lock.items() if name not in replaced} | over
     loose = [name for name, specifier in lock.items() if not specifier.startswith('==')]
     if loose:
         raise Fault(f'{", ".join(loose)} in requirements/ must name one version, as in {loose[0]}==1.2.3')
     return {name: specifier[2:] for name, specifier in lock.items()}
 
 
-def distributions(lock: dict[str, str]) -> dict[str, str]:
-    """Of the modules that more than one distribution brings, the one in the lock."""
-    by_module = {module: fork if fork in lock else module for module, fork in FORKS.items()}
-    return {**by_module, 'cv2': 'opencv-python-headless'}
-
-
-def kept_modules(lock: dict[str, str], providers: dict[str, list[str]]) -> list[str]:
-    """Modules that another distribution than the lock's brings already: a fork of OpenMMLab's, another OpenCV build."""
-    wanted = distributions(lock)
-    return [module for module, name in wanted.items() if providers[module] and name not in providers[module]]
+def kept_modules(lock: dict[str, str], info: dict) -> list[str]:
+    """Modules that another distribution than the lock's brings already: a fork, an mmcv with operators, an OpenCV."""
+    return [module for module, names in info['providers'].items() if names and not lock.keys() & set(names)]
 
 
 def to_install(lock: dict[str, str], info: dict) -> list[str]:
-    """'name==version' of what is missing or of another version. mmcv is not among them: it gets a step of its own."""
-    names = distributions(lock)
-    left_out = {names['mmcv'], *(names[module] for module in kept_modules(lock, info['providers']))}
-    return [
-        f'{name}=={version}'
-        for name, version in lock.items()
-        if name not in left_out and info['versions'].get(canonical(name)) != version
-    ]
+    """For pip, which passes over what is there. mmcv is not among it: with compiled operators it has to be built."""
+    left_out = {'mmcv', *(name for module in kept_modules(lock, info) for name in DISTRIBUTIONS[module])}
+    return [f'{name}=={version}' for name, version in lock.items() if name not in left_out]
 
 
 def fingerprint(environment: Environment, lock: dict[str, str]) -> str:
     """Changes with all that set-up depends on: what is asked for, the set-up itself, what is installed."""
-    requirements = (*LOCK_FILES, FORKS_FILE, ROOT / 'requirements.txt')
-    files = (*requirements, ROOT / 'setup.py', CHECK_SCRIPT, *sorted(HERE.glob('setup_*.py')))
+    files = (ROOT / 'requirements.txt', ROOT / 'setup.py', *sorted(HERE.glob('*.py')))
     state = {
         'project': str(ROOT),
+        'lock': lock,
         'files': [hashlib.sha256(path.read_bytes()).hexdigest() for path in files],
         'python': environment.info['python'],
         'providers': environment.info['providers'],
@@ -166,23 +197,20 @@ def is_ready(environment: Environment, lock: dict[str, str]) -> bool:
 
 def refuse_unsupported(environment: Environment) -> None:
     """Of an environment that set-up did not make: do not replace what its owner chose, say what does not fit."""
-    if environment.stamp.exists():
-        return
     torch = environment.version('torch')
     if torch and not satisfies(torch, TORCH_FOR_LOCK):
         raise Fault(
             f'torch {torch} in {environment.path} does not work with the numpy 2 of requirements/lock.txt, which needs '
             f'torch{TORCH_FOR_LOCK}. Cure: {OWN_ENVIRONMENT}, or install the ranges in requirements.txt by hand'
         )
-    for module in OPENMMLAB:
-        names = environment.info['providers'][module]
-        check_openmmlab_version(module, environment.info['versions'], names, str(environment.path))
+    check_openmmlab(environment.info, str(environment.path))
 
 
 def refuse_stock_beside_forks(environment: Environment, lock: dict[str, str]) -> None:
     """Where the forks are asked for, a stock distribution would be tested in their place, or overwritten by them."""
-    for module, fork in FORKS.items():
+    for module in OPENMMLAB:
         names = environment.info['providers'][module]
+        fork = DISTRIBUTIONS[module][-1]
         if fork in lock and names not in ([], [fork]):
             raise Fault(
                 f'{", ".join(names)} in {environment.path} brings {module}, which is to come from {fork}. '
@@ -195,48 +223,46 @@ def install_torch(environment: Environment, requirement: str) -> None:
     if environment.version('torch'):
         print(f'setup: keeping torch {environment.version("torch")}', flush=True)
     else:
-        run_step(f'installing {requirement}', environment.pip_install(*shlex.split(requirement)), environment.log)
+        environment.pip_install(f'installing {requirement}', *shlex.split(requirement))
 
 
 def install_locked(environment: Environment, lock: dict[str, str]) -> None:
     """--no-deps, since the lock is complete: so nothing can pull in another torch, or the stock twin of a fork."""
-    for module in kept_modules(lock, environment.info['providers']):
+    for module in kept_modules(lock, environment.info):
         print(f'setup: keeping {", ".join(environment.info["providers"][module])} for {module}', flush=True)
     wanted = to_install(lock, environment.info)
-    if wanted:
-        title = f'installing {len(wanted)} packages of the lock'
-        run_step(title, environment.pip_install('--no-deps', *wanted), environment.log)
+    environment.pip_install(f'installing {len(wanted)} packages of the lock', '--no-deps', *wanted)
 
 
 def install_project(environment: Environment) -> None:
-    """Editable: an edit in the clone takes effect at once."""
+    """Editable: an edit in the clone takes effect at once. The operators serve MMDetection's own programs as well."""
     arguments = ('--no-deps', '--no-build-isolation', '--editable', str(ROOT))
-    run_step('installing this project', environment.pip_install(*arguments), environment.log)
+    environment.pip_install('installing this project', *arguments)
+    environment.run("offering mmcv's operators in torch", str(HERE / 'operators.py'), '--install')
 
 
 def install_all(environment: Environment, lock: dict[str, str], torch_requirement: str) -> Environment:
     environment.log.write_text('')
-    mmcv = Distribution(distributions(lock)['mmcv'], lock[distributions(lock)['mmcv']])
-    if not environment.info['providers']['mmcv'] and not cached_wheel(environment, mmcv):
-        require_compiler(environment.info)  # before gigabytes are fetched for nothing
+    if 'mmcv' in lock:
+        require_compiler(environment)  # before gigabytes are fetched for nothing
     install_torch(environment, torch_requirement)
     install_locked(environment.look_again(), lock)
-    environment.ask('setuptools')
-    environment.ask('torch')
-    provide_mmcv(environment.look_again(), mmcv)
     install_project(environment)
-    environment.ask('all')
+    if 'mmcv' in lock:
+        provide_compiled_mmcv(environment.look_again(), lock['mmcv'])
+    print(f'setup: {environment.check()}', flush=True)
     environment = environment.look_again()
     environment.stamp.write_text(fingerprint(environment, lock))
     return environment
 
 
-def set_up(path: Path, torch_requirement: str, stack: str) -> None:
-    lock = read_lock(stack)
+def set_up(path: Path, torch_requirement: str, lock_name: str) -> None:
+    lock = read_lock(lock_name)
     environment = open_environment(path)
     refuse_stock_beside_forks(environment, lock)
     if not is_ready(environment, lock):
-        refuse_unsupported(environment)
+        if not environment.stamp.exists():
+            refuse_unsupported(environment)
         environment = install_all(environment, lock, torch_requirement)
     print(f'setup: {path} is ready (Python {environment.info["python"]}, torch {environment.version("torch")})')
 
@@ -245,23 +271,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--venv', default='.venv', help='the environment; made when there is none (default: .venv)')
     parser.add_argument('--torch', default='torch', help="pip's words for the torch to install where there is none")
-    parser.add_argument(
-        '--stack',
-        choices=STACKS,
-        default='openmmlab',
-        help="whose mmengine, mmcv and mmdet: OpenMMLab's or the maintained forks (default: openmmlab)",
-    )
-    parser.add_argument(
-        '--print-environment',
-        action='store_true',
-        help='only print the environment that the Python running this belongs to, or .venv when it belongs to none',
-    )
+    lock = "mmcv's operators in torch or compiled, or the maintained forks, in torch too (default: stand-in)"
+    parser.add_argument('--lock', choices=LOCKS, default='stand-in', help=lock)
+    only = 'only print the environment that the Python running this belongs to, or .venv when it belongs to none'
+    parser.add_argument('--print-environment', action='store_true', help=only)
     args = parser.parse_args(argv)
     if args.print_environment:
         print(environment_of_this_python() or '.venv')
         return 0
     try:
-        set_up(Path(os.path.abspath(args.venv)), args.torch, args.stack)
+        set_up(Path(os.path.abspath(args.venv)), args.torch, args.lock)
     except Fault as fault:
         print(f'setup: {fault}', file=sys.stderr)
         return 1

@@ -1,0 +1,52 @@
+"""What make would run; ``make`` itself is run by whoever runs these tests with it."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from fake_environment import ROOT, setup
+
+ENVIRONMENTS = ('VENV', 'VENV_COMPILED', 'VENV_ONEDL', 'OPERATORS', 'LOCK', 'PYTHON')
+GIVEN = (*ENVIRONMENTS, 'TESTS', 'TEST_ARGS', 'MAKEFLAGS', 'MAKEOVERRIDES', 'MFLAGS', 'MAKELEVEL')
+
+
+def make(*arguments: str, **variables: str) -> str:
+    """What make would run, whatever variables the make that runs these tests was given."""
+    environ = {name: value for name, value in os.environ.items() if name not in GIVEN} | variables
+    command = ['make', '--dry-run', *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environ).stdout
+
+
+def test_make_test_sets_up_first_and_runs_all_tests():
+    commands = make('test', 'VENV=/env')
+    assert commands.index("setup_environment.py --venv '/env'") < commands.index('/env/bin/python -m pytest tests -q')
+
+
+@pytest.mark.parametrize('name', ['compiled', 'onedl'])
+def test_other_stacks_are_tested_in_environments_of_their_own(name):
+    variable = f'VENV_{name.upper()}'
+    for arguments, directory in (((), f'.venv-{name}'), ((f'{variable}=/other', 'VENV=/stock'), '/other')):
+        commands = make(f'test-{name}', *arguments)
+        assert re.search(rf"setup_environment\.py --venv '{directory}' --torch '.*' --lock '{name}'", commands)
+        assert f'{directory}/bin/python -m pytest tests -q' in commands
+        assert '/stock' not in commands
+
+
+def test_operators_are_compiled_only_where_that_is_asked_for():
+    assert "--lock 'stand-in'" in make('test') and "--lock 'stand-in'" in make('setup')
+    assert "--lock 'compiled'" in make('setup', 'OPERATORS=compiled')
+
+
+def test_some_tests_can_be_chosen():
+    command = make('test', 'TESTS=tests/test_ops tests/test_heads', 'TEST_ARGS=-x').splitlines()[-1]
+    assert command.endswith('-m pytest tests/test_ops tests/test_heads -q -x')
+
+
+def test_python_of_an_environment_means_that_environment():
+    own = setup.environment_of_this_python() or '.venv'
+    assert f' {own}/bin/python -m pytest' in make('test', f'PYTHON={sys.executable}')
+    assert ' .venv/bin/python -m pytest' in make('test')
+    assert ' /other/bin/python -m pytest' in make('test', f'PYTHON={sys.executable}', 'VENV=/other')
+    assert ' /other/bin/python -m pytest' in make('test', PYTHON=sys.executable, VENV='/other')  # from the environment
