@@ -133,6 +133,17 @@ def check_torch() -> None:
         ) from None
 
 
+def check_opencv() -> None:
+    """pip's choice, opencv-python, which mmengine and lvis name, needs a library of the desktop; servers have none."""
+    try:
+        importlib.import_module('cv2')
+    except Exception as error:
+        raise Fault(
+            f'OpenCV in {sys.prefix} cannot be imported ({one_line(error)}). Cure: pip uninstall -y opencv-python '
+            f'opencv-python-headless && pip install opencv-python-headless, the same module that needs no libGL'
+        ) from None
+
+
 def check_operators() -> None:
     """mmcv imports and installs happily without its compiled operators, so run two of them, on every kind of device."""
     torch = import_or_fault('torch')
@@ -168,7 +179,8 @@ def check_all() -> None:
     versions = installed_versions()
     for module in OPENMMLAB:
         check_openmmlab_version(module, versions, providers(module), sys.prefix)
-    for module in ('cv2', 'mmengine', 'mmcv'):
+    check_opencv()
+    for module in ('mmengine', 'mmcv'):
         import_or_fault(module)
     check_operators()
     for module in ('mmdet', 'pycocotools.mask', 'lvis'):
@@ -190,7 +202,13 @@ def one_line(error: Exception) -> str:
     return f'{type(error).__name__}: {lines[0] if lines else ""}'
 
 
-CHECKS = {'all': check_all, 'setuptools': check_setuptools, 'torch': check_torch, 'operators': check_operators}
+CHECKS = {
+    'all': check_all,
+    'setuptools': check_setuptools,
+    'torch': check_torch,
+    'opencv': check_opencv,
+    'operators': check_operators,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
