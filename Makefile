@@ -1,4 +1,5 @@
-# make demo    train and test on shapes that it draws itself, with pictures    DEMO_ARGS=--quick for a short one
+# make demo    train and test on shapes that it draws itself, with pictures    DEMO_ARGS=--quick for a short one,
+#              DEMO_ARGS='--minutes 5' for a training of about so long
 # make test    all tests                                                       TESTS=tests/test_ops or TEST_ARGS='-k matcher' for some
 # make test-compiled  all tests with mmcv's compiled operators, in an environment of their own, .venv-compiled
 # make test-onedl     all tests on the maintained forks (requirements/lock-onedl.txt), likewise, .venv-onedl

@@ -14,7 +14,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = 'mmdet_diffusion'
-PACKAGES = (PACKAGE, 'mmcv_stand_in')
+CLI = 'mmdet_diffusion_cli'  # a package of its own, so that the command line answers without importing torch
+PACKAGES = (PACKAGE, 'mmcv_stand_in', CLI)
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml', 'requirements.txt')
 OPENMMLAB = ('mmengine', 'mmcv', 'mmdet')
 
@@ -58,15 +59,38 @@ def copy(source, target):
 
 
 def requirements():
-    """Lines of requirements.txt as (what pip is to install, what only the extra names).
+    """Lines of requirements.txt as (what pip is to install, what only extras name).
 
     The maintained forks of mmengine, mmcv and mmdet have other distribution names and the same modules: were the stock
     names required here, pip would install those over a fork.
     """
-    lines = (line.split('#')[0].strip() for line in (ROOT / 'requirements.txt').read_text().splitlines())
-    lines = [line for line in lines if line]
+    lines = requirement_lines('requirements.txt')
     stock = [line for line in lines if re.match(r'[\w-]+', line).group() in OPENMMLAB]
     return [line for line in lines if line not in stock], stock
+
+
+def requirement_lines(path):
+    """What a requirements file asks for, without comments."""
+    lines = (line.split('#')[0].strip() for line in (ROOT / path).read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def extras(stock):
+    """Whose mmengine, mmcv and mmdet to bring: one of these extras, or none and what is there stays.
+
+    ``openmmlab`` and ``onedl`` leave the compiled operators to the user: pip builds mmcv where it sees no torch, and so
+    without them; ``make setup`` builds them. ``lite`` takes the mmcv that has none.
+    """
+    lite = [re.sub(r'^mmcv\b', 'mmcv-lite', line) for line in stock]
+    forks = [line for line in requirement_lines('requirements/lock-onedl.txt') if line.startswith('onedl-')]
+    return {'openmmlab': stock, 'lite': lite, 'onedl': [up_to_next_minor(line) for line in forks]}
+
+
+def up_to_next_minor(pin):
+    """'name==2.3.6' -> 'name>=2.3.6,<2.4'."""
+    name, version = pin.split('==')
+    major, minor = map(int, version.split('.')[:2])
+    return f'{name}>={version},<{major}.{minor + 1}'
 
 
 install_requires, openmmlab = requirements()
@@ -90,7 +114,8 @@ setup(
     packages=find_packages(include=[name for package in PACKAGES for name in (package, f'{package}.*')]),
     python_requires='>=3.11',  # the oldest that the checked versions in requirements/lock.txt can be installed on
     install_requires=install_requires,
-    extras_require={'openmmlab': openmmlab},
+    extras_require=extras(openmmlab),
+    entry_points={'console_scripts': [f'mmdet-diffusion = {CLI}:main']},
     cmdclass={'build': BuildInTemporaryDirectory, 'build_py': BuildWithMim},
     zip_safe=False,
 )

@@ -1,6 +1,11 @@
 """DiffusionDet (arXiv:2211.09788) for MMDetection 3.x: importing this package registers all its parts."""
 
-from . import compat
+from . import installation
+
+installation.check_installed()
+installation.check_opencv()
+
+from . import compat  # noqa: E402
 
 compat.check_operators()  # first: it makes stand-ins available to whatever imports mmcv.ops
 compat.warn_of_untested_mmdet()

@@ -1,4 +1,7 @@
-"""Where the configs of this package lie, in a clone as in an installed wheel."""
+"""Where the configs and programs of this package lie, in a clone as in an installed wheel.
+
+Only the standard library is imported, and nothing of this package: the command line answers from here at once.
+"""
 
 import difflib
 from pathlib import Path
@@ -12,10 +15,24 @@ def config_folder() -> Path:
     Raises:
         FileNotFoundError: if there is neither.
     """
-    for folder in (PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs'):
-        if (folder / 'diffusiondet').is_dir():
+    return _content('configs', 'diffusiondet')
+
+
+def tools_folder() -> Path:
+    """The folder ``tools``, found as :func:`config_folder` finds its own.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    return _content('tools', 'dataset_converters')
+
+
+def _content(name: str, part: str) -> Path:
+    """A folder that goes with the package, known by a part of it."""
+    for folder in (PACKAGE / '.mim' / name, PACKAGE.parent / name):
+        if (folder / part).is_dir():
             return folder.resolve()
-    raise FileNotFoundError(f'this installation of mmdet_diffusion in {PACKAGE} has no configs; install it again with '
+    raise FileNotFoundError(f'this installation of mmdet_diffusion in {PACKAGE} has no {name}; install it again with '
                             '`pip install .` in a clone')
 
 
@@ -60,3 +77,38 @@ def resolve_config(config: str) -> str:
         return config_path(config)
     except ValueError as error:
         raise ValueError(f'{error}; a path needs its .py') from error
+
+
+def with_config_path(args: list[str]) -> list[str]:
+    """Replace a bare config name, the first argument (launchers may put ``--local-rank=0`` before it), by its path.
+
+    Raises:
+        SystemExit: if it looks like a name, and no config has it.
+    """
+    index = config_index(args)
+    if index is None:
+        return args
+    try:
+        return [*args[:index], resolve_config(args[index]), *args[index + 1:]]
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+
+
+def config_index(args: list[str]) -> int | None:
+    """Where in a command line the config stands, None if it has none."""
+    index = next((index for index, arg in enumerate(args) if not (arg.startswith('--') and '=' in arg)), len(args))
+    return None if index == len(args) or args[index].startswith('-') else index
+
+
+def refuse_missing_config(args: list[str]) -> None:
+    """Stop where the config of a command line, by its path, is no file.
+
+    Raises:
+        SystemExit: names the path, and configs of this package that are spelt alike.
+    """
+    index = config_index(args)
+    if index is None or Path(args[index]).is_file():
+        return
+    near = difflib.get_close_matches(Path(args[index]).stem, list_configs(), n=3, cutoff=0.6)
+    raise SystemExit(f'there is no config file {args[index]}' +
+                     (f'; near it, by name: {", ".join(near)}' if near else ''))

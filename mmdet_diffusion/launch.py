@@ -9,8 +9,9 @@ from pathlib import Path
 import mmdet
 from mmengine.config import Config, DictAction
 
-from .config_zoo import resolve_config
+from .config_zoo import refuse_missing_config, with_config_path
 from .host_memory import keep_freed_memory
+from .input_checks import refuse_missing_checkpoint, refuse_missing_data
 
 
 def run_mmdet_tool(name: str) -> None:
@@ -18,14 +19,15 @@ def run_mmdet_tool(name: str) -> None:
 
     On a CPU the process keeps the memory that it frees, see :func:`keep_freed_memory`.
 
-    The config may be given by its bare name, such as ``diffusiondet_r50_fpn_8xb2-450k_coco``.
+    The config may be given by its bare name, such as ``diffusiondet_r50_fpn_8xb2-450k_coco``. What training or testing
+    would only miss after seconds or minutes is looked for first.
 
     Args:
         name (str): path in that folder, such as ``train.py``.
 
     Raises:
-        SystemExit: if the installed mmdet does not carry its tools, no config has the name, or the work folder of
-            training or testing cannot be written.
+        SystemExit: if the installed mmdet does not carry its tools, no config has the name, the work folder of training
+            or testing cannot be written, or a checkpoint or data that they need are not there.
     """
     package = Path(mmdet.__file__).resolve().parent
     candidates = [package / '.mim' / 'tools' / name, package.parent / 'tools' / name]
@@ -33,30 +35,13 @@ def run_mmdet_tool(name: str) -> None:
     if script is None:
         raise SystemExit(f'mmdet in {package} carries no tools/{name}; install it with `pip install mmdet==3.3.0`')
     sys.argv[1:] = with_config_path(sys.argv[1:])
-    if name in ('train.py', 'test.py'):
+    if name in ('train.py', 'test.py') and not {'-h', '--help'} & set(sys.argv[1:]):
+        refuse_missing_config(sys.argv[1:])
         refuse_unwritable_work_dir(sys.argv[1:])
+        refuse_missing_inputs(name, sys.argv[1:])
+        sys.argv[1:] = with_launcher(sys.argv[1:])
     keep_freed_memory()
     runpy.run_path(str(script), run_name='__main__')
-
-
-def with_config_path(args: list[str]) -> list[str]:
-    """Replace a bare config name, the first argument (launchers may put ``--local-rank=0`` before it), by its path.
-
-    Raises:
-        SystemExit: if it looks like a name, and no config has it.
-    """
-    index = _config_index(args)
-    if index is None:
-        return args
-    try:
-        return [*args[:index], resolve_config(args[index]), *args[index + 1:]]
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
-
-
-def _config_index(args: list[str]) -> int | None:
-    index = next((index for index, arg in enumerate(args) if not (arg.startswith('--') and '=' in arg)), len(args))
-    return None if index == len(args) or args[index].startswith('-') else index
 
 
 def refuse_unwritable_work_dir(args: list[str]) -> None:
@@ -81,17 +66,88 @@ def refuse_unwritable_work_dir(args: list[str]) -> None:
 
 def _work_dir(args: list[str]) -> tuple[Path | None, str]:
     """The folder that mmdet's tools take, in their order, and its origin; None if there is no such config."""
-    parser = argparse.ArgumentParser(add_help=False)  # with abbreviations, as mmdet's
-    parser.add_argument('--work-dir', type=Path)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    known = parser.parse_known_args(args)[0]
+    known = parse_known(args)
     if known.work_dir is not None:
         return known.work_dir, '--work-dir'
-    index = _config_index(args)
-    if index is None or not Path(args[index]).is_file():
+    if known.config is None or not Path(known.config).is_file():
         return None, ''
-    config = Config.fromfile(args[index])
-    config.merge_from_dict(known.cfg_options or {})
+    config = read_config(known.config, known.cfg_options)
     if config.get('work_dir') is not None:
         return Path(config.work_dir), 'work_dir of the config,'
-    return Path('work_dirs', Path(args[index]).stem), 'the work folder'
+    return Path('work_dirs', Path(known.config).stem), 'the work folder'
+
+
+def refuse_missing_inputs(name: str, args: list[str]) -> None:
+    """Stop before anything is built where a checkpoint, data folder or annotation file is not there.
+
+    Args:
+        name (str): ``train.py`` or ``test.py``.
+        args (list[str]): of that tool of mmdet's, the config by its path.
+
+    Raises:
+        SystemExit: names the first that is missing, and the setting that asks for it.
+    """
+    known = parse_known(args)
+    if known.config is None or not Path(known.config).is_file():
+        return
+    config = read_config(known.config, known.cfg_options)
+    if name == 'test.py':
+        refuse_missing_checkpoint(known.checkpoint)
+        refuse_missing_data(config, ('test_dataloader', 'test_evaluator'))
+        return
+    if known.resume is None:
+        refuse_missing_checkpoint(config.get('load_from'), 'load_from of the config')
+    elif known.resume != 'auto':
+        refuse_missing_checkpoint(known.resume, '--resume')
+    refuse_missing_data(config, ('train_dataloader', 'val_dataloader', 'val_evaluator'))
+
+
+def with_launcher(args: list[str]) -> list[str]:
+    """Add ``--launcher pytorch`` under torchrun: without it every process would train alone, on the same data."""
+    under_torchrun = 'TORCHELASTIC_RUN_ID' in os.environ and int(os.environ.get('WORLD_SIZE', 1)) > 1
+    if not under_torchrun or parse_known(args).launcher is not None:
+        return args
+    return [*args, '--launcher', 'pytorch']
+
+
+def parse_known(args: list[str]) -> argparse.Namespace:
+    """What this package needs to know of the arguments of mmdet's tools/train.py or tools/test.py.
+
+    Raises:
+        SystemExit: if an option is not KEY=VALUE, or lacks its value.
+    """
+    parser = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)  # with abbreviations, as mmdet's
+    parser.add_argument('config', nargs='?')
+    parser.add_argument('checkpoint', nargs='?')
+    parser.add_argument('--work-dir', type=Path)
+    parser.add_argument('--resume', nargs='?', const='auto')
+    parser.add_argument('--launcher')
+    parser.add_argument('--cfg-options', nargs='+', default=[])
+    for valued in ('--out', '--show-dir', '--wait-time', '--local_rank', '--local-rank'):
+        parser.add_argument(valued)
+    for flag in ('--show', '--tta', '--amp', '--auto-scale-lr'):  # else --show would be short for --show-dir
+        parser.add_argument(flag, action='store_true')
+    known = parser.parse_known_intermixed_args(args)[0]
+    known.cfg_options = parse_cfg_options(known.cfg_options)
+    return known
+
+
+def parse_cfg_options(options: list[str]) -> dict[str, object]:
+    """KEY=VALUE as mmengine reads them.
+
+    Raises:
+        SystemExit: if one has no value.
+    """
+    wrong = next((option for option in options if '=' not in option), None)
+    if wrong is not None:
+        raise SystemExit(f'--cfg-options takes KEY=VALUE, got {wrong!r}')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    return parser.parse_args(['--cfg-options', *options]).cfg_options if options else {}
+
+
+def read_config(path: str, options: dict[str, object]) -> Config:
+    """A config with the options of a command line."""
+    config = Config.fromfile(path)
+    config.merge_from_dict(options)
+    return config

@@ -15,9 +15,12 @@ MAY_IMPORT = dict(
     diffusion=set(), ops=set(), structures=set(), version=set(), compat={'version'}, task_modules={'diffusion', 'ops'},
     layers=TASK, roi_extractors=TASK, losses=TASK, post_processing=TASK, heads=TASK | PARTS,
     detectors=TASK | PARTS | {'heads', 'half_precision'}, hooks=TASK | PARTS | {'heads', 'detectors'},
-    testing={'structures'}, config_zoo=set(), host_memory=set(), launch={'config_zoo', 'host_memory'},
-    operator_count=set(), half_precision=set(), annotation_categories=set(), optim={'half_precision'},
-    __init__={'config_zoo', 'detectors', 'heads', 'hooks', 'losses', 'optim', 'roi_extractors', 'task_modules'})
+    testing={'structures'}, config_zoo=set(), host_memory=set(), installation=set(), input_checks={'hooks'},
+    launch={'config_zoo', 'host_memory', 'input_checks'}, prediction={'input_checks'}, operator_count=set(),
+    half_precision=set(), annotation_categories=set(), optim={'half_precision'}, __main__=set(),
+    __init__={
+        'config_zoo', 'installation', 'detectors', 'heads', 'hooks', 'losses', 'optim', 'roi_extractors', 'task_modules'
+    })
 
 
 def imported_modules(file):

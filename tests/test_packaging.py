@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ('LICENSE', 'MANIFEST.in', 'README.md', 'model-index.yml', 'pyproject.toml', 'requirements.txt', 'setup.py')
-FOLDERS = ('configs', 'mmcv_stand_in', 'mmdet_diffusion', 'requirements', 'tests', 'tools')
+FOLDERS = ('configs', 'mmcv_stand_in', 'mmdet_diffusion', 'mmdet_diffusion_cli', 'requirements', 'tests', 'tools')
+PACKAGES = ('mmcv_stand_in', 'mmdet_diffusion', 'mmdet_diffusion_cli')
 MIM = 'mmdet_diffusion/.mim'
 
 
@@ -60,16 +62,23 @@ def wheel_content(archive: zipfile.ZipFile) -> set[str]:
     return {name for name in archive.namelist() if '.dist-info/' not in name}
 
 
+def required(archive: zipfile.ZipFile, extra: str | None = None) -> dict[str, str]:
+    """Bounds by name of what is always required, or of what an extra adds."""
+    lines = [line.partition(';') for line in metadata(archive).get_all('Requires-Dist')]
+    wanted = (line.strip() for line, _, marker in lines if marker.strip() == (f'extra == "{extra}"' if extra else ''))
+    return {name.lower(): bounds for name, bounds in (re.match(r'([\w-]+)\s*(.*)', line).groups() for line in wanted)}
+
+
 def metadata(archive: zipfile.ZipFile):
     name = next(name for name in archive.namelist() if name.endswith('.dist-info/METADATA'))
     return Parser().parsestr(archive.read(name).decode())
 
 
-def test_wheel_holds_both_packages_and_mim_and_nothing_else(clone, wheel):
+def test_wheel_holds_the_packages_and_mim_and_nothing_else(clone, wheel):
     mim = files_under(clone / 'configs') | files_under(clone / 'tools') | {'model-index.yml', 'requirements.txt'}
     assert {'configs/diffusiondet/metafile.yml', 'tools/misc/setup_environment.py'} <= mim
-    packages = files_under(clone / 'mmdet_diffusion') | files_under(clone / 'mmcv_stand_in')
-    assert wheel_content(wheel) == packages | {f'{MIM}/{name}' for name in mim}
+    modules = set().union(*(files_under(clone / package) for package in PACKAGES))
+    assert wheel_content(wheel) == modules | {f'{MIM}/{name}' for name in mim}
 
 
 def test_the_check_of_an_environment_runs_from_a_wheel(wheel, tmp_path):
@@ -99,12 +108,34 @@ def test_version_is_the_one_in_version_py_everywhere(wheel):
 
 
 def test_no_distribution_of_openmmlab_is_required_outside_the_extra(wheel):
-    required = metadata(wheel).get_all('Requires-Dist')
-    plain = {re.match(r'[\w-]+', line).group().lower() for line in required if 'extra ==' not in line}
-    extra = {re.match(r'[\w-]+', line).group().lower() for line in required if 'extra == "openmmlab"' in line}
-    assert extra == {'mmengine', 'mmcv', 'mmdet'}
+    plain = set(required(wheel))
     assert {'torch', 'pycocotools', 'lvis'} <= plain
     assert not any('mm' in name for name in plain)
+
+
+@pytest.mark.parametrize(('extra', 'names'), [
+    ('openmmlab', {'mmengine', 'mmcv', 'mmdet'}),
+    ('lite', {'mmengine', 'mmcv-lite', 'mmdet'}),
+    ('onedl', {'onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection'}),
+])
+def test_an_extra_brings_one_stack_within_bounds(wheel, extra, names):
+    brought = required(wheel, extra)
+    assert set(brought) == names
+    assert all(set(re.findall('[<>]=?', bounds)) == {'>=', '<'} for bounds in brought.values())
+
+
+def test_ranges_of_extras_hold_what_was_tested(wheel):
+    lines = (ROOT / 'requirements' / 'lock-onedl.txt').read_text().splitlines()
+    lock = dict(line.split('==') for line in lines if line.startswith('onedl-'))
+    assert len(lock) == 3
+    assert required(wheel, 'lite')['mmcv-lite'] == required(wheel, 'openmmlab')['mmcv'] == '<2.2.0,>=2.1.0'
+    assert all(version in SpecifierSet(required(wheel, 'onedl')[name]) for name, version in lock.items())
+    assert '3.0.0' not in SpecifierSet(required(wheel, 'onedl')['onedl-mmcv'])
+
+
+def test_the_command_is_installed(wheel):
+    name = next(name for name in wheel.namelist() if name.endswith('.dist-info/entry_points.txt'))
+    assert 'mmdet-diffusion = mmdet_diffusion_cli:main' in wheel.read(name).decode()
 
 
 def test_wheel_says_apache_and_carries_the_text(wheel):

@@ -1,20 +1,46 @@
 """From nothing to a trained, tested and pictured DiffusionDet on shapes that it draws itself.
 
 Makes the data, trains with tools/train.py, tests the same weights at several settings of the dial, and draws two
-pictures. On a GPU it uses that. A training that has finished is not repeated: delete the work folder to train again.
+pictures; all in the current folder, under data/ and work_dirs/. On a GPU it uses that. A few iterations first tell how
+long it will take. A training that has finished is not repeated: delete the work folder to train again.
 """
 
 import argparse
+import json
 import os
+import runpy
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-4k_shapes.py'
+TOOLS = Path(__file__).resolve().parent
+CONFIG = 'diffusiondet_r18_fpn_1xb4-4k_shapes'
 SETTINGS = ('1x64', '4x64', '1x500', '4x500')  # steps x boxes; 64 boxes as in training
+TRIAL, SETTLING = 40, 10  # iterations that are timed, and how many of them do not count: caches fill
+
+
+class Speed(NamedTuple):
+    """How fast this machine trains.
+
+    Attributes:
+        start (float): seconds until the first iteration.
+        iteration (float): seconds of each.
+    """
+
+    start: float
+    iteration: float
+
+    def minutes(self, iterations: int) -> float:
+        """Time of a training."""
+        return (self.start + self.iteration * iterations) / 60
+
+    def iterations(self, minutes: float) -> int:
+        """Length of a training that ends in this time, at least as many as are timed."""
+        return max(TRIAL, round((60 * minutes - self.start) / self.iteration))
 
 
 class Demo:
@@ -24,34 +50,60 @@ class Demo:
         work_dir (Path): where everything but the data goes.
         data (Path): folder of the shapes set.
         quick (bool): a few images and iterations, to see that every step runs; the figures mean nothing then.
+        minutes (float | None): time for the training; None for that of the config, whatever it takes.
     """
 
-    def __init__(self, work_dir: Path, data: Path, quick: bool) -> None:
-        self.work_dir, self.data, self.quick = work_dir, data, quick
+    def __init__(self, work_dir: Path, data: Path, quick: bool, minutes: float | None) -> None:
+        self.work_dir, self.data, self.quick, self.minutes = work_dir, data, quick, minutes
         # mmengine drops spaces from the values of --cfg-options and splits them at commas.
-        place = os.path.relpath(data, REPOSITORY) if data.is_relative_to(REPOSITORY) else str(data)
+        place = os.path.relpath(data) if data.is_relative_to(Path.cwd()) else str(data)
         if set(place) & set(' ,'):
             sys.exit(f'the demo cannot keep its data in {place}: choose a --data without space and comma')
         self.options = [f'{part}.dataset.data_root={place}/' for part in
                         ('train_dataloader', 'val_dataloader', 'test_dataloader')]
         self.options += [f'{part}.ann_file={place}/annotations/val.json'
                          for part in ('val_evaluator', 'test_evaluator')]
-        if quick:
-            self.options += ['train_cfg.max_iters=6', 'train_cfg.val_interval=6', 'default_hooks.logger.interval=2',
-                             'default_hooks.checkpoint.interval=6']
 
     def make_data(self) -> None:
         """Draw the data set, unless it is there."""
         sizes = ['--num-train', '16', '--num-val', '6'] if self.quick else ['--num-train', '3000', '--num-val', '200']
-        run('tools/dataset_converters/make_shapes.py', self.data, *sizes)
+        run('dataset_converters/make_shapes.py', self.data, *sizes)
+
+    def measure(self) -> Speed:
+        """Train a little, to be thrown away, and see how long that takes."""
+        print(f'\nhow fast is this machine? {TRIAL} iterations of training tell', flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            run('train.py', CONFIG, '--work-dir', folder, '--cfg-options', *self.options,
+                f'train_cfg.max_iters={TRIAL}', f'train_cfg.val_begin={TRIAL + 1}', 'log_processor.window_size=1',
+                'default_hooks.logger.interval=1', 'default_hooks.checkpoint.save_last=False', quiet=True)
+            whole = time.perf_counter() - start
+            log, = Path(folder).glob('*/vis_data/scalars.json')
+            seconds = [json.loads(line)['time'] for line in log.read_text().splitlines()]
+        return Speed(whole - sum(seconds), sum(seconds[SETTLING:]) / (len(seconds) - SETTLING))
+
+    def length(self) -> list[str]:
+        """Options for the length of the training, said to the user with the time that it takes."""
+        if self.quick:
+            return ['train_cfg.max_iters=6', 'train_cfg.val_interval=6', 'default_hooks.logger.interval=2',
+                    'default_hooks.checkpoint.interval=6']
+        speed = self.measure()
+        schedule = runpy.run_path(str(TOOLS.parent / 'configs' / 'diffusiondet' / f'{CONFIG}.py'))
+        iterations = speed.iterations(self.minutes) if self.minutes else schedule['max_iters']
+        print(f'{speed.iteration:.3f} s an iteration: {iterations} iterations of training take about '
+              f'{speed.minutes(iterations):.1f} minutes', flush=True)
+        # No validation at the end: the tests that follow score these weights.
+        return [*scaled_schedule(schedule['param_scheduler'], schedule['max_iters'], iterations),
+                f'train_cfg.val_begin={iterations + 1}']
 
     def train(self) -> float | None:
         """Train; gives the minutes that it took, or None where that was done before."""
         if self.checkpoint() is not None:
             print(f'{self.work_dir} holds a trained model, which is used; delete the folder to train again')
             return None
+        length = self.length()
         start = time.perf_counter()
-        run('tools/train.py', CONFIG, '--work-dir', self.work_dir, '--cfg-options', *self.options)
+        run('train.py', CONFIG, '--work-dir', self.work_dir, '--cfg-options', *self.options, *length)
         return (time.perf_counter() - start) / 60
 
     def checkpoint(self) -> Path | None:
@@ -62,12 +114,12 @@ class Demo:
 
     def test(self) -> None:
         """Test the same weights with more steps and more boxes."""
-        run('tools/analysis_tools/test_settings.py', CONFIG, self.checkpoint(), '--settings', *SETTINGS, '--work-dir',
+        run('analysis_tools/test_settings.py', CONFIG, self.checkpoint(), '--settings', *SETTINGS, '--work-dir',
             self.work_dir / 'test', '--out', self.work_dir / 'settings.json', '--cfg-options', *self.options)
 
     def draw(self) -> None:
         """Draw the two pictures, with few enough boxes to see each."""
-        run('tools/visualizations/draw_denoising.py', CONFIG, self.checkpoint(), '--out-dir', self.work_dir,
+        run('visualizations/draw_denoising.py', CONFIG, self.checkpoint(), '--out-dir', self.work_dir,
             '--cfg-options', *self.options, 'model.test_cfg.num_proposals=64')
 
     def run(self) -> None:
@@ -81,26 +133,56 @@ class Demo:
         self.draw()
 
 
-def run(script: str, *args: object) -> None:
-    """Run one of the tools as a user would; stop the demo where it fails."""
-    command = [sys.executable, script, *map(str, args)]
-    print(f'\n$ {shlex.join(["python", *command[1:]])}', flush=True)
-    code = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
-    if code:
-        sys.exit(f'the demo stopped: {script} failed with code {code}; its message stands above')
+def scaled_schedule(schedulers: list[dict], full: int, iterations: int) -> list[str]:
+    """Options that give a training another length, its learning rate following the same curve.
+
+    Args:
+        schedulers (list[dict]): ``param_scheduler`` of the config, by iterations.
+        full (int): length that they are for.
+        iterations (int): length wanted.
+    """
+    options = [f'train_cfg.max_iters={iterations}']
+    for index, scheduler in enumerate(schedulers):
+        begin, end = (round(scheduler[key] * iterations / full) for key in ('begin', 'end'))
+        values = dict(begin=begin, end=end) | ({'T_max': end - begin} if 'T_max' in scheduler else {})
+        options += [f'param_scheduler.{index}.{key}={value}' for key, value in values.items()]
+    return options
+
+
+def run(script: str, *args: object, quiet: bool = False) -> None:
+    """Run one of the tools as a user would; stop the demo where it fails. A quiet one is heard only then."""
+    command = [sys.executable, str(TOOLS / script), *map(str, args)]
+    if not quiet:
+        shown = os.path.relpath(command[1]) if Path(command[1]).is_relative_to(Path.cwd()) else command[1]
+        print(f'\n$ {shlex.join(["python", shown, *command[2:]])}', flush=True)
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) if quiet else {}
+    done = subprocess.run(command, check=False, **output)
+    if done.returncode:
+        print(done.stdout or '', end='')
+        sys.exit(f'the demo stopped: {script} failed with code {done.returncode}; its message stands above')
+
+
+def positive(text: str) -> float:
+    """A number of minutes."""
+    if not 0 < float(text) < float('inf'):
+        raise argparse.ArgumentTypeError(f'must be a number above 0, got {text}')
+    return float(text)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--quick', action='store_true', help='a few iterations, to see that everything runs')
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument('--quick', action='store_true', help='a few iterations, to see that everything runs')
+    length.add_argument('--minutes', type=positive, help='train for about so long; the tests after it take some more')
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo')
     parser.add_argument('--data', type=Path, help='folder of the shapes set; default: data/shapes')
     args = parser.parse_args()
     suffix = '_quick' if args.quick else ''
-    work_dir = (args.work_dir or REPOSITORY / 'work_dirs' / f'demo{suffix}').absolute()
-    data = (args.data or REPOSITORY / 'data' / f'shapes{suffix}').absolute()
-    Demo(work_dir, data, args.quick).run()
+    length_suffix = f'_{args.minutes:g}-minutes' if args.minutes else suffix  # another length is another training
+    work_dir = (args.work_dir or Path('work_dirs', f'demo{length_suffix}')).absolute()
+    data = (args.data or Path('data', f'shapes{suffix}')).absolute()
+    Demo(work_dir, data, args.quick, args.minutes).run()
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 
 from mmdet_diffusion.diffusion import sampling_time_pairs
 from mmdet_diffusion.host_memory import keep_freed_memory
+from mmdet_diffusion.input_checks import refuse_foreign_checkpoint, refuse_missing_data
 from mmdet_diffusion.launch import with_config_path
 
 
@@ -36,6 +37,7 @@ def build_runner(config: str, checkpoint: str, work_dir: str, cfg_options: dict 
     """A runner with the checkpoint loaded, ready to test."""
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(cfg_options or {})
+    refuse_missing_data(cfg, ('test_dataloader', 'test_evaluator'))
     cfg.work_dir, cfg.load_from, cfg.log_level = work_dir, checkpoint, 'WARNING'
     runner = Runner.from_cfg(cfg)
     runner.register_hook(TestClock())
@@ -52,14 +54,6 @@ class TestClock(Hook):
     def after_test_iter(self, runner: Runner, *args, **kwargs) -> None:
         """The last batch so far."""
         self.seconds = time.perf_counter() - self.start
-
-
-def check_checkpoint(runner: Runner, checkpoint: str) -> None:
-    """Stop where the checkpoint is not of this model: mmengine would go on with random weights."""
-    content = torch.load(checkpoint, map_location='cpu')
-    missing = set(runner.model.state_dict()) - set(content.get('state_dict', content))
-    if missing:
-        raise SystemExit(f'{checkpoint} is not of this config: it lacks {len(missing)} tensors, such as {min(missing)}')
 
 
 def measure(runner: Runner, steps: int, boxes: int, seed: int) -> dict[str, float]:
@@ -106,7 +100,7 @@ def main() -> int:
         parser.error(f'--out {args.out} cannot be written: it is a folder, or its folder does not exist')
     keep_freed_memory()
     runner = build_runner(*with_config_path([args.config]), args.checkpoint, args.work_dir, args.cfg_options)
-    check_checkpoint(runner, args.checkpoint)
+    refuse_foreign_checkpoint(runner.model, torch.load(args.checkpoint, map_location='cpu'), args.checkpoint)
     for steps, _ in args.settings:  # a wrong one shows now, not after the others ran
         sampling_time_pairs(runner.model.bbox_head.box_sampler.num_train_timesteps, steps)
     results = [

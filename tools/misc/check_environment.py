@@ -122,6 +122,17 @@ def check_torch() -> None:
         ) from None
 
 
+def check_opencv() -> None:
+    """pip's choice, opencv-python, which mmengine and lvis name, needs a library of the desktop; servers have none."""
+    try:
+        importlib.import_module('cv2')
+    except Exception as error:
+        raise Fault(
+            f'OpenCV in {sys.prefix} cannot be imported ({one_line(error)}). Cure: pip uninstall -y opencv-python '
+            f'opencv-python-headless && pip install opencv-python-headless, the same module that needs no libGL'
+        ) from None
+
+
 def check_operators(info: dict) -> str:
     """'compiled' or 'stand-in': whose operators mmcv has, once two of them gave what they should on every device."""
     mmcv = import_or_fault('mmcv')
@@ -160,8 +171,8 @@ def check_all() -> str:
     info = describe()
     check_versions(info)
     check_torch()
-    for module in ('cv2', 'mmengine'):
-        import_or_fault(module)
+    check_opencv()
+    import_or_fault('mmengine')
     operators = check_operators(info)
     for module in ('mmdet', 'pycocotools.mask', 'lvis', 'mmdet_diffusion'):
         import_or_fault(module)

@@ -19,6 +19,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from PIL import Image, ImageDraw
 
+from mmdet_diffusion.input_checks import refuse_missing_data, refuse_missing_device
 from mmdet_diffusion.launch import with_config_path
 from mmdet_diffusion.task_modules import image_noise, image_sizes
 
@@ -147,6 +148,8 @@ def main() -> int:
         parser.error(f'--images must be at least 1, got {args.images}')
     config = Config.fromfile(*with_config_path([args.config]))
     config.merge_from_dict(args.cfg_options or {})
+    refuse_missing_device(args.device)
+    refuse_missing_data(config, ('test_dataloader',))
     config.model.test_cfg.update(sampling_timesteps=args.steps, seed=0)
     viewer = Viewer(config, args.checkpoint, args.device, args.score_thr, args.panel)
     samples = viewer.samples(args.images, args.min_objects)

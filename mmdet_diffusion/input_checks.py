@@ -1,0 +1,120 @@
+"""What a user names and is not there, said in one line before anything is built."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+from torch import nn
+
+from .hooks.checkpoint_report_hook import differences
+
+
+def refuse_missing_checkpoint(checkpoint: str | None, origin: str = '') -> None:
+    """Stop where a checkpoint is no file; None and an address of the web pass.
+
+    Args:
+        checkpoint (str | None): path.
+        origin (str): the setting that names it, if it is no argument of its own.
+
+    Raises:
+        SystemExit: names the path.
+    """
+    if checkpoint is not None and '://' not in checkpoint and not os.path.isfile(checkpoint):
+        raise SystemExit(f'there is no checkpoint {checkpoint}' + (f' ({origin})' if origin else ''))
+
+
+def refuse_missing_data(config: Config, parts: Sequence[str]) -> None:
+    """Stop where a folder or annotation file of data loaders or evaluators is not there.
+
+    What lies elsewhere than in the file system, by ``backend_args`` or a ``://`` in its name, is not looked for.
+
+    Args:
+        config (Config): with the options of the command line.
+        parts (Sequence[str]): such as ``test_dataloader`` and ``test_evaluator``; those that the config lacks are
+            passed over.
+
+    Raises:
+        SystemExit: names the first path that is missing and the key that leads to it.
+    """
+    for part in parts:
+        value = config.get(part)
+        if part.endswith('_dataloader') and value is not None:
+            wanted = (path for dataset, key in datasets(value.dataset, f'{part}.dataset')
+                      for path in dataset_paths(dataset, key))
+        else:
+            wanted = evaluator_paths(value, part)
+        for kind, path, key in wanted:
+            exists = os.path.isfile if kind == 'annotation file' else os.path.isdir
+            if '://' not in path and not exists(path):
+                raise SystemExit(f'there is no {kind} {path} ({key} of the config); give yours by --cfg-options '
+                                 f'{key}=PATH')
+
+
+def datasets(dataset: ConfigDict, key: str) -> Iterator[tuple[ConfigDict, str]]:
+    """Data sets inside wrappers such as ClassBalancedDataset and ConcatDataset, each with its key."""
+    if isinstance(dataset.get('dataset'), dict):
+        yield from datasets(dataset.dataset, f'{key}.dataset')
+    elif isinstance(dataset.get('datasets'), Sequence):
+        for index, inner in enumerate(dataset.datasets):
+            yield from datasets(inner, f'{key}.datasets.{index}')
+    else:
+        yield dataset, key
+
+
+def dataset_paths(dataset: ConfigDict, key: str) -> Iterator[tuple[str, str, str]]:
+    """Kind, path and key of what a data set reads, joined as mmengine joins them."""
+    if dataset.get('backend_args') is not None:
+        return
+    root = dataset.get('data_root') or ''
+    if root:
+        yield 'data folder', root, f'{key}.data_root'
+    if dataset.get('ann_file'):
+        yield 'annotation file', os.path.join(root, dataset.ann_file), f'{key}.ann_file'
+    prefix = dataset.get('data_prefix') or {}
+    for name in ('img', 'img_path'):
+        if prefix.get(name):
+            yield 'folder of images', os.path.join(root, prefix[name]), f'{key}.data_prefix.{name}'
+
+
+def evaluator_paths(evaluator: ConfigDict | list[ConfigDict] | None, key: str) -> Iterator[tuple[str, str, str]]:
+    """Kind, path and key of the annotation files of one evaluator or a list of them."""
+    several = evaluator if isinstance(evaluator, list) else [evaluator]
+    for index, metric in enumerate(several):
+        if metric and metric.get('ann_file') and metric.get('backend_args') is None:
+            place = f'{key}.{index}' if isinstance(evaluator, list) else key
+            yield 'annotation file', metric.ann_file, f'{place}.ann_file'
+
+
+def refuse_missing_device(device: str) -> None:
+    """Stop where torch cannot put a tensor on a device.
+
+    Raises:
+        SystemExit: names the device and what torch says of it.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except Exception as error:  # each backend raises what it likes
+        reason = str(error).strip().splitlines()[0]
+        raise SystemExit(f'there is no device {device} here: {reason}. --device cpu is always there') from error
+
+
+def refuse_foreign_checkpoint(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
+    """Stop where a checkpoint is not of this model: mmengine would go on with random weights.
+
+    Args:
+        model (nn.Module): built.
+        checkpoint (dict): a state dict, or a dict with one under ``state_dict``.
+        path (str | Path): of the checkpoint.
+
+    Raises:
+        SystemExit: says how many tensors are missing or have another shape, and names one.
+    """
+    wanted = {name: value.shape for name, value in model.state_dict().items()}
+    given = {name.removeprefix('module.'): getattr(value, 'shape', None)
+             for name, value in checkpoint.get('state_dict', checkpoint).items()}
+    reshaped, _, missing = differences(given, wanted).values()
+    for finding, names in (('it lacks {} tensors', missing), ('{} tensors have another shape', reshaped)):
+        if names:
+            raise SystemExit(f'{path} is not of this config: {finding.format(len(names))}, such as {min(names)}')

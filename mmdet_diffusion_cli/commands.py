@@ -1,0 +1,46 @@
+"""The commands, in the order in which help lists them. A new one is one more row."""
+
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A program in ``tools/`` under a short name.
+
+    Attributes:
+        name (str): what the user types.
+        script (str): path in ``tools/``.
+        summary (str): a few words for the list of commands.
+        example (str): arguments of a call that makes sense.
+        takes_config (bool): whether the first argument is a config, by its name or path.
+        needs_openmmlab (bool): whether it cannot do without torch, mmengine, mmcv and mmdet.
+    """
+
+    name: str
+    script: str
+    summary: str
+    example: str
+    takes_config: bool = False
+    needs_openmmlab: bool = True
+
+
+SHAPES = 'diffusiondet_r18_fpn_1xb4-4k_shapes'
+
+COMMANDS = (
+    Command('demo', 'demo.py', 'draw a data set, train on it, test, picture the results', '--minutes 5'),
+    Command('train', 'train.py', "train a config: mmdet's tools/train.py", f'{SHAPES} --work-dir work_dirs/shapes',
+            takes_config=True),
+    Command('test', 'test.py', "score a checkpoint: mmdet's tools/test.py",
+            f'{SHAPES} CHECKPOINT.pth --cfg-options model.test_cfg.sampling_timesteps=4', takes_config=True),
+    Command('predict', 'predict.py', 'find objects in pictures, folders of them, globs',
+            f"{SHAPES} CHECKPOINT.pth pictures/ 'more/*.jpg' --steps 4 --out-dir predictions", takes_config=True),
+    Command('convert', 'model_converters/diffusiondet_to_mmdet.py', "convert a checkpoint of the authors' code",
+            'SRC.pth DST.pth --check diffusiondet_r50_fpn_8xb2-450k_coco'),
+    Command('shapes', 'dataset_converters/make_shapes.py', 'make a small detection set, to try things on',
+            'data/shapes --num-train 800 --num-val 200'),
+    Command('configs', 'misc/configs.py', 'list, show or copy the configs',
+            'copy diffusiondet_r50_fpn_8xb2-450k_coco my_configs', needs_openmmlab=False),
+    Command('doctor', 'misc/check_environment.py', 'find the first fault of an installation, with its cure', '',
+            needs_openmmlab=False),
+    Command('operators', 'misc/operators.py', "say whose operators are in use, mmcv's or the stand-ins", '',
+            needs_openmmlab=False),
+)

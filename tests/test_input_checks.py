@@ -1,0 +1,191 @@
+"""Checkpoints, data and devices that are not there stop training and testing in one line, before anything is built."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mmdet_diffusion import config_path, list_configs
+from mmdet_diffusion.input_checks import (
+    refuse_foreign_checkpoint,
+    refuse_missing_checkpoint,
+    refuse_missing_data,
+    refuse_missing_device,
+)
+from mmdet_diffusion.launch import parse_cfg_options, refuse_missing_inputs, with_launcher
+from mmdet_diffusion.testing import REPOSITORY
+
+SHAPES = 'diffusiondet_r18_fpn_1xb4-4k_shapes'
+CONFIG = config_path(SHAPES)
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+@pytest.fixture
+def shapes(tmp_path, monkeypatch):
+    """An empty set of shapes where the config looks for it."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / 'data' / 'shapes'
+    for name in ('annotations', 'train', 'val'):
+        (folder / name).mkdir(parents=True)
+    for name in ('train', 'val'):
+        (folder / 'annotations' / f'{name}.json').touch()
+    (tmp_path / 'some.pth').touch()
+    return folder
+
+
+def move(path):
+    path.rename(path.with_name('moved'))
+
+
+@pytest.mark.parametrize(('tool', 'args'), [
+    ('train.py', []), ('train.py', ['--resume']), ('train.py', ['--resume', 'some.pth']),
+    ('train.py', ['--cfg-options', 'load_from=https://host/some.pth']),
+    ('test.py', ['some.pth']), ('test.py', ['--show', 'some.pth']), ('test.py', ['--tta', 'https://host/some.pth']),
+])
+def test_what_is_there_passes(shapes, tool, args):
+    refuse_missing_inputs(tool, [CONFIG, *args])
+
+
+@pytest.mark.parametrize(('tool', 'args', 'refusal'), [
+    ('test.py', ['none.pth'], 'there is no checkpoint none.pth'),
+    ('test.py', ['--show', 'none.pth'], 'there is no checkpoint none.pth'),
+    ('test.py', ['.'], 'there is no checkpoint .'),
+    ('train.py', ['--resume', 'none.pth'], 'there is no checkpoint none.pth (--resume)'),
+    ('train.py', ['--cfg-options', 'load_from=none.pth'], 'there is no checkpoint none.pth (load_from of the config)'),
+    ('train.py', ['--cfg-options', 'load_from'], "--cfg-options takes KEY=VALUE, got 'load_from'"),
+])
+def test_a_checkpoint_that_is_not_there_is_named(shapes, tool, args, refusal):
+    with pytest.raises(SystemExit, match=f'^{re.escape(refusal)}$'):
+        refuse_missing_inputs(tool, [CONFIG, *args])
+
+
+@pytest.mark.parametrize(('gone', 'tool', 'refusal'), [
+    ('.', 'train.py', 'no data folder data/shapes/ (train_dataloader.dataset.data_root of the config); give yours by '
+     '--cfg-options train_dataloader.dataset.data_root=PATH'),
+    ('annotations/train.json', 'train.py',
+     'no annotation file data/shapes/annotations/train.json (train_dataloader.dataset.ann_file'),
+    ('annotations/val.json', 'train.py',
+     'no annotation file data/shapes/annotations/val.json (val_dataloader.dataset.ann_file'),
+    ('annotations/val.json', 'test.py',
+     'no annotation file data/shapes/annotations/val.json (test_dataloader.dataset.ann_file'),
+    ('train', 'train.py', 'no folder of images data/shapes/train/ (train_dataloader.dataset.data_prefix.img'),
+])
+def test_data_that_is_not_there_is_named_with_the_key_to_it(shapes, gone, tool, refusal):
+    move(shapes / gone if gone != '.' else shapes)
+    with pytest.raises(SystemExit, match=re.escape(f'there is {refusal}')):
+        refuse_missing_inputs(tool, [CONFIG, 'some.pth'] if tool == 'test.py' else [CONFIG])
+
+
+def test_testing_asks_for_no_training_data(shapes):
+    move(shapes / 'train')
+    refuse_missing_inputs('test.py', [CONFIG, 'some.pth'])
+
+
+def test_options_of_the_command_line_count(shapes):
+    move(shapes)
+    options = [f'{loader}.dataset.data_root=data/moved/' for loader in LOADERS]
+    with pytest.raises(SystemExit, match='data/shapes/annotations/val.json .val_evaluator.ann_file'):
+        refuse_missing_inputs('train.py', [CONFIG, '--cfg-options', *options])
+    options += [f'{part}.ann_file=data/moved/annotations/val.json' for part in ('val_evaluator', 'test_evaluator')]
+    refuse_missing_inputs('train.py', [CONFIG, '--cfg-options', *options])
+
+
+def dataset(root):
+    return dict(type='CocoDataset', data_root=root, ann_file='a.json')
+
+
+@pytest.mark.parametrize(('wrapped', 'key'), [
+    (dict(type='ClassBalancedDataset', dataset=dataset('none')), 'train_dataloader.dataset.dataset.data_root'),
+    (dict(type='ConcatDataset', datasets=[dataset('here'), dataset('none')]),
+     'train_dataloader.dataset.datasets.1.data_root'),
+    (dict(type='RepeatDataset', dataset=dict(type='ConcatDataset', datasets=[dataset('none')])),
+     'train_dataloader.dataset.dataset.datasets.0.data_root'),
+])
+def test_a_data_set_inside_wrappers_is_found(tmp_path, monkeypatch, wrapped, key):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'here').mkdir()
+    (tmp_path / 'here' / 'a.json').touch()
+    with pytest.raises(SystemExit, match=re.escape(f'there is no data folder none ({key} of')):
+        refuse_missing_data(Config(dict(train_dataloader=dict(dataset=wrapped))), ('train_dataloader',))
+
+
+def test_data_elsewhere_than_in_the_file_system_is_not_looked_for():
+    remote = dict(type='CocoDataset', data_root='s3://none/', ann_file='a.json', data_prefix=dict(img='i/'))
+    behind_arguments = dict(dataset('none'), backend_args=dict(backend='petrel'))
+    for inner in (remote, behind_arguments):
+        refuse_missing_data(Config(dict(test_dataloader=dict(dataset=inner))), ('test_dataloader', 'test_evaluator'))
+
+
+def test_each_of_several_evaluators_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a.json').touch()
+    metrics = [dict(type='CocoMetric', ann_file='a.json'), dict(type='CocoMetric', ann_file='b.json')]
+    with pytest.raises(SystemExit, match=r'no annotation file b.json \(test_evaluator.1.ann_file'):
+        refuse_missing_data(Config(dict(test_evaluator=metrics)), ('test_evaluator',))
+
+
+@pytest.mark.parametrize('config', list_configs())
+def test_training_any_config_in_an_empty_folder_names_the_folder_of_its_data(tmp_path, monkeypatch, config):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r'^there is no data folder \S+ \(train_dataloader\S*\.data_root of the'):
+        refuse_missing_inputs('train.py', [config_path(config), '--cfg-options', 'load_from=None'])
+
+
+def test_a_training_without_data_ends_in_one_line_and_leaves_nothing(tmp_path):
+    done = subprocess.run([sys.executable, REPOSITORY / 'tools' / 'train.py', SHAPES], cwd=tmp_path,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith('there is no data folder data/shapes/ (train_dataloader')
+    assert 'Traceback' not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_config_file_that_is_not_there_ends_in_one_line(tmp_path):
+    done = subprocess.run([sys.executable, REPOSITORY / 'tools' / 'test.py', 'none.py', 'none.pth'], cwd=tmp_path,
+                          capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, 'there is no config file none.py')
+
+
+def test_a_checkpoint_may_be_missing_from_a_config():
+    refuse_missing_checkpoint(None)
+
+
+@pytest.mark.parametrize('device', ['nonsense', 'cpu:x', 'cuda:99'])
+def test_a_device_that_is_not_there_is_named(device):
+    with pytest.raises(SystemExit, match=f'^there is no device {device} here: .+--device cpu is always there$'):
+        refuse_missing_device(device)
+    refuse_missing_device('cpu')
+
+
+def test_a_checkpoint_of_another_model_is_refused():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    whole = model.state_dict()
+    uncounted = {f'module.{name}': value for name, value in whole.items() if 'num_batches' not in name}
+    refuse_foreign_checkpoint(model, dict(state_dict=uncounted), 'a.pth')  # as old or distributed trainings save
+    with pytest.raises(SystemExit, match='a.pth is not of this config: it lacks 1 tensors, such as 0.weight'):
+        refuse_foreign_checkpoint(model, {name: whole[name] for name in whole if name != '0.weight'}, 'a.pth')
+    with pytest.raises(SystemExit, match='a.pth is not of this config: 1 tensors have another shape, such as 0.bias'):
+        refuse_foreign_checkpoint(model, dict(whole, **{'0.bias': torch.zeros(4)}), 'a.pth')
+
+
+def test_options_are_read_as_mmengine_reads_them():
+    assert parse_cfg_options(['a.b=1', 'c=[1,2]', 'd=x=y']) == {'a.b': 1, 'c': [1, 2], 'd': 'x=y'}
+    assert parse_cfg_options([]) == {}
+
+
+# torchrun -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('processes', 'args', 'added'), [
+    ('2', [], ['--launcher', 'pytorch']), ('2', ['--launcher', 'none'], []), ('2', ['--launcher=slurm'], []),
+    ('1', [], []), (None, [], []),
+])
+def test_processes_of_torchrun_train_together(monkeypatch, processes, args, added):
+    monkeypatch.delenv('TORCHELASTIC_RUN_ID', raising=False)
+    if processes is not None:
+        monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+        monkeypatch.setenv('WORLD_SIZE', processes)
+    assert with_launcher([CONFIG, *args]) == [CONFIG, *args, *added]
