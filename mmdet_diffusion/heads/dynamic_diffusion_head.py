@@ -98,7 +98,9 @@ class DynamicDiffusionHead(BaseModule):
         for stage in self.stages:
             roi_features = box_features(bboxes)
             if proposal_features is None:
-                proposal_features = roi_features.mean(1).unflatten(0, (num_images, num_proposals))
+                # All stages add to it, so it starts with the digits that their norms keep.
+                dtype = torch.promote_types(roi_features.dtype, torch.float32)
+                proposal_features = roi_features.mean(1, dtype=dtype).unflatten(0, (num_images, num_proposals))
             gathered = isinstance(box_features, GatheredFeatures)
             with box_features.not_kept(roi_features, bboxes, len(self.stages)) if gathered else nullcontext():
                 logits, deltas, proposal_features = stage(roi_features, proposal_features, time)

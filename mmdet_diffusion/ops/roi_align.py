@@ -18,7 +18,7 @@ class FlatPyramid(NamedTuple):
     """All levels of a feature pyramid as one table of pixels.
 
     Attributes:
-        table (Tensor): float32 or float64, image by image, shape (B * sum over levels of H_l * W_l, C).
+        table (Tensor): image by image, shape (B * sum over levels of H_l * W_l, C).
         first_rows (Tensor): where each image of each level begins, int64, shape (L, B).
         heights (Tensor): H_l, int64, shape (L,).
         widths (Tensor): W_l, int64, shape (L,).
@@ -36,14 +36,16 @@ def flatten_pyramid(features: tuple[Tensor, ...], strides: tuple[float, ...]) ->
     """Lay a pyramid out as a table; made once per batch, for all stages and steps.
 
     Args:
-        features (tuple[Tensor, ...]): levels of shape (B, C, H_l, W_l).
+        features (tuple[Tensor, ...]): levels of shape (B, C, H_l, W_l). In half precision they are widened where
+            gradients are computed.
         strides (tuple[float, ...]): pixels per cell of each level.
 
     Returns:
         FlatPyramid: see there.
     """
     table = torch.cat([level.flatten(2).mT for level in features], dim=1).flatten(0, 1)
-    table = table.to(torch.promote_types(table.dtype, torch.float32))  # half precision is widened
+    if torch.is_grad_enabled():  # a pixel's gradient is the sum of many, too many for half precision
+        table = table.to(torch.promote_types(table.dtype, torch.float32))
     device = table.device
     heights, widths = (_filled([level.size(axis) for level in features], torch.int64, device) for axis in (2, 3))
     areas = heights * widths

@@ -91,7 +91,8 @@ class PyramidRoIExtractor(BaseModule):
             feats (tuple[Tensor, ...]): levels of shape (B, C, H_l, W_l); levels past the last stride are left out.
 
         Returns:
-            BoxFeatures: look-up of RoI features, in float32 at least.
+            BoxFeatures: look-up of RoI features; gathered ones are in half precision where the levels are and no
+            gradients are computed, else in float32 at least.
 
         Raises:
             ValueError: if there are fewer levels than strides, or their channels are not ``out_channels``.

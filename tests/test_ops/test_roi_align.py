@@ -167,7 +167,7 @@ def test_one_image_of_a_batch_is_as_the_image_alone():
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_half_precision_features_are_widened(dtype):
+def test_half_precision_features_are_widened_where_gradients_are_computed(dtype):
     features = make_features(4, dtype=dtype)
     wide = tuple(level.detach().float().requires_grad_() for level in features)
     bboxes = torch.stack([random_boxes(10, IMG_SHAPE, torch.Generator().manual_seed(i)) for i in range(2)])
@@ -180,6 +180,20 @@ def test_half_precision_features_are_widened(dtype):
     for mine, other in zip(*gradients, strict=True):
         assert mine.dtype == dtype
         assert torch.equal(mine, other.to(dtype))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_features_stay_so_without_gradients_and_places_keep_their_digits(dtype):
+    features = tuple(level.detach() for level in make_features(4, dtype=dtype))
+    bboxes = torch.stack([random_boxes(10, IMG_SHAPE, torch.Generator().manual_seed(i)) for i in range(2)])
+    levels = random_levels((2, 10), 4)
+    exact = ours(tuple(level.float() for level in features), bboxes, levels)
+    with torch.no_grad():
+        values = ours(features, bboxes, levels)
+    assert values.dtype == dtype
+    # Each feature is the mean of samples of weight 1, whose weights and whose sum are rounded once.
+    largest = max(float(level.abs().max()) for level in features)
+    assert (values.float() - exact).abs().max() <= 2 * torch.finfo(dtype).eps * largest
 
 
 def test_no_boxes_give_no_features_and_zero_gradients():
