@@ -8,8 +8,10 @@ from mmdet.models.test_time_augs import DetTTAModel
 from mmdet.registry import OPTIM_WRAPPERS
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
+from mmengine.structures import InstanceData
 
 from mmdet_diffusion import half_precision
+from mmdet_diffusion.layers.time_embedding import sinusoidal_embedding
 from mmdet_diffusion.testing import build_detector, data_sample, small_model_cfg
 
 SHAPE = (64, 96)
@@ -148,6 +150,27 @@ def test_other_devices_are_refused():
     assert "'mps'" in half_precision.missing_support(torch.device('mps'), torch.bfloat16)
 
 
+# A model whose weights are in half precision --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['bfloat16', 'float16'])
+def test_a_model_in_half_precision_detects_without_autocast(name):
+    exact, rough = detector(), detector().to(getattr(torch, name))
+    for model in (exact, rough):
+        model.bbox_head.test_cfg = dict(seed=0, nms=None, sampling_timesteps=2)
+    one = exact.predict(images(), samples())[0].pred_instances
+    other = rough.predict(images().to(getattr(torch, name)), samples())[0].pred_instances
+    assert other.bboxes.dtype == other.scores.dtype == torch.float32
+    torch.testing.assert_close(one.scores.sort()[0], other.scores.sort()[0], atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_the_embedding_of_a_step_is_rounded_once(dtype):
+    t = torch.arange(0, 1000, 37)
+    exact = sinusoidal_embedding(t, 256, torch.float64)
+    assert (sinusoidal_embedding(t, 256, dtype).double() - exact).abs().max() <= torch.finfo(dtype).eps
+
+
 # Training -------------------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +202,19 @@ def test_the_wrapper_comes_from_one_line_of_a_config(any_type):
     with wrapper.optim_context(model):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_losses_and_gradients_under_autocast_are_finite(dtype):
+    model = detector().train()
+    batch = samples()
+    for sample in batch:
+        sample.gt_instances = InstanceData(bboxes=torch.tensor([[4.0, 4.0, 40.0, 30.0]]), labels=torch.tensor([1]))
+    with torch.autocast('cpu', dtype):
+        losses = model.loss(images(), batch)
+    sum(losses.values()).backward()
+    assert {value.dtype for value in losses.values()} == {torch.float32}
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 
 @pytest.mark.parametrize(('dtype', 'message'), [('float16', 'losses are scaled'), ('int8', 'must be one of')])

@@ -93,14 +93,16 @@ class DynamicDiffusionHead(BaseModule):
     def _refine(self, box_features: BoxFeatures, bboxes: Tensor, t: Tensor) -> StageOutputs:
         time = self.time_embedding(t)
         num_images, num_proposals = bboxes.shape[:2]
+        weights_dtype = self.time_embedding.dtype
         proposal_features = None
         cls_scores, all_bboxes = [], []
         for stage in self.stages:
             roi_features = box_features(bboxes)
+            if weights_dtype.itemsize < 4:  # a model in half precision; under autocast the weights are in single
+                roi_features = roi_features.to(weights_dtype)
             if proposal_features is None:
-                # All stages add to it, so it starts with the digits that their norms keep.
-                dtype = torch.promote_types(roi_features.dtype, torch.float32)
-                proposal_features = roi_features.mean(1, dtype=dtype).unflatten(0, (num_images, num_proposals))
+                # All stages add to it, so under autocast it is not in half precision as the RoI features may be.
+                proposal_features = roi_features.mean(1, dtype=weights_dtype).unflatten(0, (num_images, num_proposals))
             gathered = isinstance(box_features, GatheredFeatures)
             with box_features.not_kept(roi_features, bboxes, len(self.stages)) if gathered else nullcontext():
                 logits, deltas, proposal_features = stage(roi_features, proposal_features, time)

@@ -20,9 +20,10 @@ def sinusoidal_embedding(t: Tensor, channels: int, dtype: torch.dtype) -> Tensor
         Tensor: shape (B, channels).
     """
     half = channels // 2
-    exponent = torch.arange(half, device=t.device, dtype=dtype) / (half - 1)
-    angles = t.to(dtype)[:, None] * torch.exp(-math.log(10000) * exponent)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+    precision = torch.promote_types(dtype, torch.float32)  # angles reach T, of which half precision keeps no fraction
+    exponent = torch.arange(half, device=t.device, dtype=precision) / (half - 1)
+    angles = t.to(precision)[:, None] * torch.exp(-math.log(10000) * exponent)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
 
 
 class TimeEmbedding(nn.Module):
@@ -43,6 +44,11 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(
             Linear(feat_channels, 4 * feat_channels), nn.GELU(), Linear(4 * feat_channels, 4 * feat_channels))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.mlp[0].weight.dtype
+
     def forward(self, t: Tensor) -> Tensor:
         """Steps, shape (B,), to embeddings, shape (B, 4 * feat_channels)."""
-        return self.mlp(sinusoidal_embedding(t, self.feat_channels, self.mlp[0].weight.dtype))
+        return self.mlp(sinusoidal_embedding(t, self.feat_channels, self.dtype))
