@@ -1,10 +1,9 @@
 """The module that is imported as ``mmcv._ext`` where no compiled one is: kernels under mmcv's names for them."""
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable
-
-from mmengine.logging import print_log
 
 from mmcv_stand_in.build_check import refuse_layers_without_stand_in
 from mmcv_stand_in.kernels.deform_conv import (
@@ -50,8 +49,11 @@ def __getattr__(name: str) -> Callable:
 def _log_once() -> None:
     """Loader workers and the other processes of a training would only repeat it."""
     if multiprocessing.parent_process() is None and os.environ.get('RANK', '0') == '0':
-        print_log("mmcv's compiled operators are not in use: torch stand-ins of mmcv_stand_in take their place, slower "
-                  'on a GPU; some operators have none and say so', logger='current')
+        # On stderr, if nothing else is set up: programs may print results. Training logs have it from mmengine's
+        # report on the environment, which asks for the compiler's version.
+        logging.getLogger('mmcv_stand_in').warning(
+            "mmcv's compiled operators are not in use: torch stand-ins of mmcv_stand_in take their place, slower on a "
+            'GPU; some operators have none and say so')
 
 
 if __name__ == 'mmcv._ext':  # in use, and not looked at beside compiled operators

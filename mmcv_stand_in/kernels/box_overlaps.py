@@ -38,7 +38,7 @@ def overlaps_above(first: Tensor, second: Tensor, threshold: float, offset: int)
         width, height = width.add_(offset), height.add_(offset)
     shared = width.clamp_(min=0).mul_(height.clamp_(min=0))
     covered = torch.add(first[4, :, None], second[4], out=height).sub_(shared)
-    if first.is_cuda:
+    if first.device.type != 'cpu':
         return shared > covered.mul_(threshold)
     return torch.from_numpy(shared.div_(covered).numpy() > threshold)  # a quarter of torch's time
 

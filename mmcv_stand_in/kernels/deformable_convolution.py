@@ -63,7 +63,7 @@ def _convolve(settings: Settings, image: Tensor, offset: Tensor, mask: Tensor | 
     """One image: (C, H, W) -> (O, H', W')."""
     columns = _columns(settings, image, offset, mask, tuple(weight.shape[2:]))
     columns = columns.view(settings.groups, -1, columns.size(-1))
-    return (weight.view(settings.groups, -1, columns.size(1)) @ columns).view(-1, *offset.shape[1:])
+    return (weight.reshape(settings.groups, -1, columns.size(1)) @ columns).view(-1, *offset.shape[1:])
 
 
 def _columns(settings: Settings, image: Tensor, offset: Tensor, mask: Tensor | None,
@@ -78,8 +78,8 @@ def _columns(settings: Settings, image: Tensor, offset: Tensor, mask: Tensor | N
     rows = (((group * height + y_cell) * width)[..., :, None] + x_cell[..., None, :]).view(-1, 4)
     weights = y_weight[..., :, None] * x_weight[..., None, :]  # (G, K, L, 2, 2)
     if mask is not None:
-        weights = weights * mask.view(*y.shape, 1, 1)
-    table = as_table(image.view(groups, -1, height, width))
+        weights = weights * mask.reshape(*y.shape, 1, 1)
+    table = as_table(image.reshape(groups, -1, height, width))
     samples = sum_rows(table, rows, weights.view(-1, 4))  # (G * K * L, C / G)
     return samples.view(*y.shape, -1).permute(0, 3, 1, 2).reshape(-1, y.size(2))
 
@@ -92,7 +92,7 @@ def _positions(settings: Settings, offset: Tensor, kernel_size: tuple[int, int])
                        for number in (offset.size(1 + axis), kernel_size[axis]))
         axes.append(steps * settings.stride[axis] - settings.padding[axis] + taps[:, None] * settings.dilation[axis])
     y, x = axes  # (taps, steps)
-    offset = offset.view(settings.deform_groups, *kernel_size, 2, *offset.shape[1:])
+    offset = offset.reshape(settings.deform_groups, *kernel_size, 2, *offset.shape[1:])
     y = offset[:, :, :, 0] + y[:, None, :, None]
     x = offset[:, :, :, 1] + x[None, :, None, :]
     return y.flatten(3).flatten(1, 2), x.flatten(3).flatten(1, 2)

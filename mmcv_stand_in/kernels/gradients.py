@@ -12,11 +12,13 @@ def gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad_
     Args:
         function (Callable[..., Tensor]): differentiable in all its arguments.
         inputs (tuple[Tensor, ...]): its arguments.
-        grad_output (Tensor): of the shape of its result.
+        grad_output (Tensor): of the shape of its result, any floating dtype.
 
     Returns:
         tuple[Tensor, ...]: of the shapes of the inputs.
     """
-    with torch.enable_grad():
+    # mmcv's kernels do not take part in autocast, which would lower the products of this backward pass.
+    with torch.enable_grad(), torch.autocast(grad_output.device.type, enabled=False):
         leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-        return torch.autograd.grad(function(*leaves), leaves, grad_output)
+        output = function(*leaves)
+        return torch.autograd.grad(output, leaves, grad_output.to(output.dtype))

@@ -48,4 +48,4 @@ def _attend(shapes: list[list[int]], value: Tensor, locations: Tensor, weights: 
         image = level.permute(0, 2, 3, 1).reshape(batch * heads, -1, *shape)  # (B * M, D, H_l, W_l)
         samples = F.grid_sample(image, grids[:, :, index], padding_mode='zeros', align_corners=False)
         output = output + (samples * weights[:, :, :, index]).sum(-1)  # (B * M, D, Q)
-    return output.view(batch, -1, queries).mT.contiguous()
+    return output.view(batch, -1, queries).mT.to(value.dtype).contiguous()  # autocast may have widened it

@@ -13,7 +13,7 @@ from .box_overlaps import box_areas, overlaps_above
 from .torchvision_operators import torchvision_operator
 
 BLOCK = 128  # boxes; of 64 to 512 the fastest on a CPU at 2000 boxes
-CUDA_BLOCK = 1024  # each block waits for the GPU once
+GPU_BLOCK = 1024  # each block waits for the GPU once
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
@@ -40,7 +40,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 def _kept(boxes: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Positions of the boxes kept, for boxes by falling score, float32 or float64, shape (N, 4)."""
-    size = CUDA_BLOCK if boxes.is_cuda else BLOCK
+    size = BLOCK if boxes.device.type == 'cpu' else GPU_BLOCK
     left = torch.arange(len(boxes), device=boxes.device)
     table = torch.cat([boxes.T, box_areas(boxes, offset)[None]])
     kept = [left[:0]]
@@ -57,7 +57,7 @@ def _kept(boxes: Tensor, iou_threshold: float, offset: int) -> Tensor:
 
 def _in_no_row(overlaps: Tensor) -> Tensor:
     """Columns of a bool matrix without a True, shape (N, M) -> (M,)."""
-    if overlaps.is_cuda:
+    if overlaps.device.type != 'cpu':
         return ~overlaps.any(0)
     return torch.from_numpy(~overlaps.numpy().any(0))  # a tenth of torch's time
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import mmcv_stand_in
 from mmdet_diffusion.testing import build_detector, data_sample, small_model_cfg
 
 HEIGHT, WIDTH = 96, 128
@@ -68,12 +69,29 @@ def test_the_layout_reaches_weights_and_levels_and_survives_a_checkpoint(channel
     assert level.is_contiguous(memory_format=torch.channels_last) is channels_last
 
 
-@pytest.mark.parametrize(('dcn', 'operator'), [('DCN', 'DeformConv2dPack'), ('DCNv2', 'ModulatedDeformConv2dPack')])
-def test_channels_last_is_refused_where_an_operator_of_mmcv_would_misread_it(dcn, operator):
+def deformable_model_cfg(dcn):
     cfg = small_model_cfg()
     cfg.neck.in_channels = [4 * channels for channels in cfg.neck.in_channels]
     cfg.backbone.update(depth=50, dcn=dict(type=dcn, deform_groups=1, fallback_on_stride=False),
                         stage_with_dcn=(False, False, True, True))
+    return cfg
+
+
+@pytest.mark.parametrize(('dcn', 'operator'), [('DCN', 'DeformConv2dPack'), ('DCNv2', 'ModulatedDeformConv2dPack')])
+def test_channels_last_is_refused_where_an_operator_of_mmcv_would_misread_it(monkeypatch, dcn, operator):
+    monkeypatch.setattr(mmcv_stand_in, 'is_active', lambda: False)
+    cfg = deformable_model_cfg(dcn)
     build_detector(cfg)
     with pytest.raises(ValueError, match=f'channels_last=True, but backbone.*{operator}.*leave out'):
         build_detector(cfg | dict(channels_last=True))
+
+
+@pytest.mark.skipif(not mmcv_stand_in.is_active(), reason='compiled operators refuse the layout or misread it')
+@pytest.mark.parametrize('dcn', ['DCN', 'DCNv2'])
+def test_stand_ins_for_operators_of_mmcv_read_channels_last(dcn):
+    images = torch.rand((2, 3, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(0))
+    plain, other = (build_detector(deformable_model_cfg(dcn) | dict(channels_last=channels_last)).eval()
+                    for channels_last in (False, True))
+    other.load_state_dict(plain.state_dict())  # random numbers fill memory in its order
+    for expected, found in zip(plain.extract_feat(images), other.extract_feat(images), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -34,6 +34,8 @@ def box_sets() -> Iterator[BoxSet]:
         boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
         if seed % 2:
             boxes += random.random_sample(boxes.shape).astype(np.float32)
+        if seed % 5 == 0:
+            boxes[1::3] = boxes[:-1:3]
         scores = random.randint(1, 9, number) / np.float32(8) if seed % 3 else random.random_sample(number)
         yield BoxSet(torch.from_numpy(boxes), torch.from_numpy(scores.astype(np.float32)),
                      (0.3, 0.5, 0.7, 0.25)[seed % 4], (seed // 4) % 2)

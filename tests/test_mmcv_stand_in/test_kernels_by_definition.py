@@ -184,3 +184,29 @@ def test_aligned_roi_align_reads_a_box_that_ends_before_it_starts_from_its_end()
     box, mirrored = torch.tensor([[0, 1, 1.5, 4, 5]]), torch.tensor([[0, 4, 1.5, 1, 5]])
     torch.testing.assert_close(align(features, mirrored, (2, 2), 1.0, 2), align(features, box, (2, 2), 1.0, 2).flip(-1))
     assert not align(features, mirrored, (2, 2), 1.0, 0).any()  # no samples, by the rule for their number
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_single_and_given_back_in_half(dtype):
+    random = np.random.RandomState(11)
+    features, boxes = cases.tensor(random, 2, 4, 12, 15).to(dtype), cases.rois(random).to(dtype)
+    offset, weight = cases.tensor(random, 2, 18, 12, 15).to(dtype), cases.tensor(random, 4, 4, 3, 3).to(dtype)
+    align = importlib.import_module('mmcv.ops.roi_align').roi_align
+    convolve = importlib.import_module('mmcv.ops.deform_conv').deform_conv2d
+    for function, inputs in ((lambda x: align(x, boxes.to(x.dtype), (3, 2), 0.125, 2), (features,)),
+                             (lambda *x: convolve(*x, 1, 1), (features, offset, weight))):
+        half, single = ([value.clone().requires_grad_() for value in map(cast, inputs)]
+                        for cast in (lambda value: value, torch.Tensor.float))
+        outputs = function(*half), function(*single)
+        assert outputs[0].dtype == dtype
+        torch.testing.assert_close(outputs[0], outputs[1].to(dtype))
+        for output in outputs:
+            output.sum().backward()
+        for found, expected in zip(half, single, strict=True):
+            torch.testing.assert_close(found.grad, expected.grad.to(dtype))
+
+
+def test_deformable_convolution_is_not_lowered_by_autocast():
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        found = cases.deform_conv(1, cases.DEFORM_CONV_CASES[0], 1.5)
+    compare(found, cases.deform_conv(1, cases.DEFORM_CONV_CASES[0], 1.5))

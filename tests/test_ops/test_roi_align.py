@@ -9,6 +9,7 @@ from mmcv.ops import RoIAlign
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.structures.bbox import bbox2roi
 
+import mmcv_stand_in
 from mmdet_diffusion.ops import flatten_pyramid, roi_align_rows
 from mmdet_diffusion.roi_extractors import PyramidRoIExtractor, StockRoIExtractor, build_roi_extractor
 from mmdet_diffusion.testing import random_boxes
@@ -332,9 +333,17 @@ def test_values_out_of_range_are_refused_by_name(wrong):
 @pytest.mark.parametrize(('implementation', 'device', 'chosen'), [
     ('auto', 'cpu', 'gathered'), ('auto', 'meta', 'gathered'), ('auto', 'cuda', 'mmcv'),
     ('gathered', 'cuda', 'gathered'), ('mmcv', 'cpu', 'mmcv')])
-def test_implementation_is_that_of_the_config_or_fits_the_device(implementation, device, chosen):
+def test_implementation_is_that_of_the_config_or_fits_the_device(monkeypatch, implementation, device, chosen):
+    monkeypatch.setattr(mmcv_stand_in, 'is_active', lambda: False)
     extractor = PyramidRoIExtractor(implementation=implementation)
     assert extractor.implementation_on(torch.device(device)) == chosen
+
+
+@pytest.mark.parametrize(('implementation', 'chosen'), [('auto', 'gathered'), ('mmcv', 'mmcv')])
+def test_a_stand_in_for_mmcvs_operator_is_taken_only_where_the_config_says_so(monkeypatch, implementation, chosen):
+    monkeypatch.setattr(mmcv_stand_in, 'is_active', lambda: True)
+    extractor = PyramidRoIExtractor(implementation=implementation)
+    assert extractor.implementation_on(torch.device('cuda')) == chosen
 
 
 def test_both_implementations_give_the_same_features_and_gradients():

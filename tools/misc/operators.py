@@ -44,10 +44,10 @@ def describe() -> str:
         names = (name for name in extension.__all__ if not name.startswith('get_'))
         missing = (family.wanted_by for family in without_stand_in.FAMILIES)
         lines += [f'stand-ins, from {Path(extension.__file__).parent}: {", ".join(names)}',
-                  'neither compiled nor a stand-in, so refused: ' + '; '.join(missing)]
+                  'neither compiled nor a stand-in, so refused: ' + '; '.join(missing), describe_startup()]
     else:
         lines += [f'compiled operators, {extension.__file__}']
-    return '\n'.join([*lines, describe_startup()])
+    return '\n'.join(lines)
 
 
 def describe_startup() -> str:
