@@ -16,7 +16,8 @@ class RoIGrid(NamedTuple):
         images (Tensor): index of each box's image, int64, shape (N,).
         starts (Tensor): x1 and y1 in cells, shape (N, 2).
         bins (Tensor): width and height of a bin in cells, shape (N, 2).
-        counts (Tensor): samples in a bin along x and y, int64, shape (N, 2).
+        counts (Tensor | int): samples in a bin along x and y, int64, shape (N, 2); one number where it is the same for
+            all, so that nothing has to wait for its values.
         output_size (tuple[int, int]): bins along y and x.
         map_size (tuple[int, int]): height and width of the feature map in cells.
     """
@@ -24,14 +25,15 @@ class RoIGrid(NamedTuple):
     images: Tensor
     starts: Tensor
     bins: Tensor
-    counts: Tensor
+    counts: Tensor | int
     output_size: tuple[int, int]
     map_size: tuple[int, int]
 
     def of(self, boxes: Tensor) -> 'RoIGrid':
         """Some of the boxes, by index."""
-        return RoIGrid(self.images[boxes], self.starts[boxes], self.bins[boxes], self.counts[boxes],
-                       self.output_size, self.map_size)
+        counts = self.counts if isinstance(self.counts, int) else self.counts[boxes]
+        return RoIGrid(self.images[boxes], self.starts[boxes], self.bins[boxes], counts, self.output_size,
+                       self.map_size)
 
 
 def roi_grid(rois: Tensor, output_size: tuple[int, int], map_size: tuple[int, int], spatial_scale: float,
@@ -55,8 +57,8 @@ def roi_grid(rois: Tensor, output_size: tuple[int, int], map_size: tuple[int, in
     if not aligned:  # aligned, a box may end before it starts, as in mmcv's kernel for GPUs; that for CPUs refuses it
         sizes = sizes.clamp(min=1)
     bins = sizes / sizes.new_tensor(output_size[::-1])
-    counts = torch.full_like(bins, sampling_ratio) if sampling_ratio > 0 else bins.ceil().clamp(min=0)
-    return RoIGrid(rois[:, 0].long(), starts, bins, counts.long(), output_size, map_size)
+    counts = sampling_ratio if sampling_ratio > 0 else bins.ceil().clamp(min=0).long()
+    return RoIGrid(rois[:, 0].long(), starts, bins, counts, output_size, map_size)
 
 
 def equal_grids(grid: RoIGrid, pairs_a_sample: int = 4) -> Iterator[tuple[Tensor, int, int]]:
@@ -69,14 +71,22 @@ def equal_grids(grid: RoIGrid, pairs_a_sample: int = 4) -> Iterator[tuple[Tensor
     Yields:
         tuple[Tensor, int, int]: indices of the boxes, int64, and their samples in a bin along x and y, at least 1.
     """
-    kinds, kind = grid.counts.unique(dim=0, return_inverse=True)
-    for index, (along_x, along_y) in enumerate(kinds.tolist()):
+    for boxes, along_x, along_y in _kinds(grid):
         if along_x * along_y == 0:  # a box without area
             continue
-        boxes = (kind == index).nonzero()[:, 0]
         pairs = pairs_a_sample * along_x * along_y * grid.output_size[0] * grid.output_size[1]
         for part in boxes.split(max(1, PAIRS // pairs)):
             yield part, along_x, along_y
+
+
+def _kinds(grid: RoIGrid) -> Iterator[tuple[Tensor, int, int]]:
+    """Indices of the boxes of each number of samples, and the numbers."""
+    if isinstance(grid.counts, int):
+        yield torch.arange(len(grid.images), device=grid.images.device), grid.counts, grid.counts
+        return
+    kinds, kind = grid.counts.unique(dim=0, return_inverse=True)
+    for index, (along_x, along_y) in enumerate(kinds.tolist()):
+        yield (kind == index).nonzero()[:, 0], along_x, along_y
 
 
 def axis_positions(grid: RoIGrid, axis: int, count: int) -> Tensor:
