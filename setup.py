@@ -30,7 +30,8 @@ class BuildInTemporaryDirectory(build):
 
 
 class BuildWithMim(build_py):
-    """Adds .mim: copies in a wheel; in an editable install links beside the modules, so that edits take effect."""
+    """Adds .mim: copies in a wheel, with the path file of the stand-ins; in an editable install links beside the
+    modules, so that edits take effect."""
 
     def run(self):
         super().run()
@@ -38,6 +39,8 @@ class BuildWithMim(build_py):
             self.fill_mim(ROOT / PACKAGE / '.mim', link)
         else:
             self.fill_mim(Path(self.build_lib) / PACKAGE / '.mim', copy)
+            # Python runs it at every start, so that any program finds the stand-ins of mmcv's operators.
+            (Path(self.build_lib) / 'mmcv_stand_in.pth').write_text('import mmcv_stand_in.at_start\n')
 
     def fill_mim(self, mim, place):
         mim.mkdir(parents=True, exist_ok=True)

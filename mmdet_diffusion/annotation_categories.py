@@ -24,6 +24,7 @@ def read_categories(ann_file: str, backend_args: dict | None = None) -> list[dic
     Raises:
         FileNotFoundError: if the file is not there.
         ValueError: if it is no JSON, or has no list of categories.
+        RuntimeError: if anything else goes wrong.
     """
     if ann_file not in _read:
         answer = [None]
@@ -32,6 +33,8 @@ def read_categories(ann_file: str, backend_args: dict | None = None) -> list[dic
                 answer = [_parse(ann_file, backend_args)]
             except (OSError, ValueError) as error:  # raised in every process, or the others would wait for ever
                 answer = [error]
+            except Exception as error:  # of any library, so it may not travel; too little memory, too
+                answer = [RuntimeError(f'{ann_file} cannot be read ({type(error).__name__}: {error})')]
         broadcast_object_list(answer)
         if isinstance(answer[0], Exception):
             raise answer[0]

@@ -55,7 +55,7 @@ def config_path(name: str) -> str:
     if stem not in names:
         near = difflib.get_close_matches(stem, names, n=3, cutoff=0.4)
         raise ValueError(f'no config is called {name!r}; ' + (f'near it: {", ".join(near)}' if near else
-                                                              'mmdet_diffusion.list_configs() gives their names'))
+                                                              '`mmdet-diffusion configs list` gives their names'))
     return str(config_folder() / 'diffusiondet' / f'{stem}.py')
 
 
@@ -85,7 +85,15 @@ def with_config_path(args: list[str]) -> list[str]:
     Raises:
         SystemExit: if it looks like a name, and no config has it.
     """
-    index = config_index(args)
+    return with_path_at(args, config_index(args))
+
+
+def with_path_at(args: list[str], index: int | None) -> list[str]:
+    """The same for a config that stands elsewhere; None: there is none.
+
+    Raises:
+        SystemExit: if it looks like a name, and no config has it.
+    """
     if index is None:
         return args
     try:
@@ -100,15 +108,17 @@ def config_index(args: list[str]) -> int | None:
     return None if index == len(args) or args[index].startswith('-') else index
 
 
-def refuse_missing_config(args: list[str]) -> None:
+def refuse_missing_config(config: str | None) -> None:
     """Stop where the config of a command line, by its path, is no file.
+
+    Args:
+        config (str | None): None where the command line has none, which its own program will say.
 
     Raises:
         SystemExit: names the path, and configs of this package that are spelt alike.
     """
-    index = config_index(args)
-    if index is None or Path(args[index]).is_file():
+    if config is None or Path(config).is_file():
         return
-    near = difflib.get_close_matches(Path(args[index]).stem, list_configs(), n=3, cutoff=0.6)
-    raise SystemExit(f'there is no config file {args[index]}' +
+    near = difflib.get_close_matches(Path(config).stem, list_configs(), n=3, cutoff=0.6)
+    raise SystemExit(f'there is no config file {config}' +
                      (f'; near it, by name: {", ".join(near)}' if near else ''))

@@ -1,6 +1,7 @@
 """What a user names and is not there, said in one line before anything is built."""
 
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,11 +9,14 @@ import torch
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
+from .half_precision import half_dtype, half_precision
 from .hooks.checkpoint_report_hook import differences
+
+PICKLE = b'\x80'  # first byte
 
 
 def refuse_missing_checkpoint(checkpoint: str | None, origin: str = '') -> None:
-    """Stop where a checkpoint is no file; None and an address of the web pass.
+    """Stop where a checkpoint is no file, or not one that torch wrote; None and an address of the web pass.
 
     Args:
         checkpoint (str | None): path.
@@ -21,8 +25,15 @@ def refuse_missing_checkpoint(checkpoint: str | None, origin: str = '') -> None:
     Raises:
         SystemExit: names the path.
     """
-    if checkpoint is not None and '://' not in checkpoint and not os.path.isfile(checkpoint):
-        raise SystemExit(f'there is no checkpoint {checkpoint}' + (f' ({origin})' if origin else ''))
+    if checkpoint is None or '://' in checkpoint:
+        return
+    named = f'{checkpoint} ({origin})' if origin else checkpoint
+    if not os.path.isfile(checkpoint):
+        raise SystemExit(f'there is no checkpoint {named}')
+    with open(checkpoint, 'rb') as file:
+        is_pickle = file.read(1) == PICKLE  # as torch wrote them before 1.6
+    if not is_pickle and not zipfile.is_zipfile(checkpoint):
+        raise SystemExit(f'{named} is no checkpoint, or only the first part of one')
 
 
 def refuse_missing_data(config: Config, parts: Sequence[str]) -> None:
@@ -85,6 +96,24 @@ def evaluator_paths(evaluator: ConfigDict | list[ConfigDict] | None, key: str) -
         if metric and metric.get('ann_file') and metric.get('backend_args') is None:
             place = f'{key}.{index}' if isinstance(evaluator, list) else key
             yield 'annotation file', metric.ann_file, f'{place}.ann_file'
+
+
+def refuse_half_precision(config: Config, device: str, *, training: bool = False) -> None:
+    """Stop where a config asks for a type that the device does not compute in.
+
+    Raises:
+        SystemExit: names the setting, what is missing and what to set instead.
+    """
+    wanted = {'model.test_dtype': config.model.get('test_dtype')}
+    wrapper = config.get('optim_wrapper') or {}
+    if training and wrapper.get('type') == 'AutocastOptimWrapper':
+        wanted['optim_wrapper.dtype'] = wrapper.get('dtype', 'bfloat16')
+    for key, name in wanted.items():
+        if name is not None:
+            try:
+                half_precision(torch.device(device), half_dtype(name, key), key)
+            except (ValueError, RuntimeError) as error:
+                raise SystemExit(str(error)) from error
 
 
 def refuse_missing_device(device: str) -> None:

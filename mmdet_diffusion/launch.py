@@ -8,10 +8,11 @@ from pathlib import Path
 
 import mmdet
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 
-from .config_zoo import refuse_missing_config, with_config_path
+from .config_zoo import refuse_missing_config, with_config_path, with_path_at
 from .host_memory import keep_freed_memory
-from .input_checks import refuse_missing_checkpoint, refuse_missing_data
+from .input_checks import refuse_half_precision, refuse_missing_checkpoint, refuse_missing_data
 
 
 def run_mmdet_tool(name: str) -> None:
@@ -34,14 +35,30 @@ def run_mmdet_tool(name: str) -> None:
     script = next((path for path in candidates if path.is_file()), None)
     if script is None:
         raise SystemExit(f'mmdet in {package} carries no tools/{name}; install it with `pip install mmdet==3.3.0`')
-    sys.argv[1:] = with_config_path(sys.argv[1:])
     if name in ('train.py', 'test.py') and not {'-h', '--help'} & set(sys.argv[1:]):
-        refuse_missing_config(sys.argv[1:])
-        refuse_unwritable_work_dir(sys.argv[1:])
-        refuse_missing_inputs(name, sys.argv[1:])
-        sys.argv[1:] = with_launcher(sys.argv[1:])
+        sys.argv[1:] = checked_arguments(name, sys.argv[1:])
+    else:
+        sys.argv[1:] = with_config_path(sys.argv[1:])
     keep_freed_memory()
     runpy.run_path(str(script), run_name='__main__')
+
+
+def checked_arguments(name: str, args: list[str]) -> list[str]:
+    """The arguments with the config by its path, wherever it stands among them, once all that they name is there.
+
+    Args:
+        name (str): ``train.py`` or ``test.py``.
+        args (list[str]): of that tool of mmdet's.
+
+    Raises:
+        SystemExit: see :func:`run_mmdet_tool`.
+    """
+    config = parse_known(args).config
+    args = with_path_at(args, None if config is None else args.index(config))
+    refuse_missing_config(parse_known(args).config)
+    refuse_unwritable_work_dir(args)
+    refuse_missing_inputs(name, args)
+    return with_launcher(args)
 
 
 def refuse_unwritable_work_dir(args: list[str]) -> None:
@@ -91,6 +108,7 @@ def refuse_missing_inputs(name: str, args: list[str]) -> None:
     if known.config is None or not Path(known.config).is_file():
         return
     config = read_config(known.config, known.cfg_options)
+    refuse_half_precision(config, get_device(), training=name == 'train.py')
     if name == 'test.py':
         refuse_missing_checkpoint(known.checkpoint)
         refuse_missing_data(config, ('test_dataloader', 'test_evaluator'))
@@ -147,7 +165,17 @@ def parse_cfg_options(options: list[str]) -> dict[str, object]:
 
 
 def read_config(path: str, options: dict[str, object]) -> Config:
-    """A config with the options of a command line."""
-    config = Config.fromfile(path)
+    """A config with the options of a command line.
+
+    Raises:
+        SystemExit: if it cannot be read, or has no model.
+    """
+    try:
+        config = Config.fromfile(path)
+    except Exception as error:  # whatever the code in it raises
+        reason = (str(error).strip().splitlines() or [''])[0]
+        raise SystemExit(f'{path} cannot be read as a config ({type(error).__name__}: {reason})') from error
     config.merge_from_dict(options)
+    if 'model' not in config:
+        raise SystemExit(f'{path} is no config of a detector: it has no model')
     return config

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     if name == '--version':
         print(light_module('version').__version__)
         return 0
-    command = next((command for command in available() if command.name == name), None)
+    command = next((command for command in COMMANDS if command.name == name), None)
     if command is None:
         return fail(unknown(name))
     if {'-h', '--help'} & set(args):
@@ -49,18 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     return run(command, args)
 
 
-def available() -> list[Command]:
-    """The commands whose program this installation carries."""
-    tools = light_module('config_zoo').tools_folder()
-    return [command for command in COMMANDS if (tools / command.script).is_file()]
-
-
 def run(command: Command, args: list[str]) -> int:
     """Run the program as Python would run it as a script, after what can be refused without importing anything."""
     zoo = light_module('config_zoo')
     if command.takes_config:
         args = zoo.with_config_path(args)
-        zoo.refuse_missing_config(args)
+        index = zoo.config_index(args)
+        zoo.refuse_missing_config(None if index is None else args[index])
     if command.needs_openmmlab:
         try:
             light_module('installation').check_installed()
@@ -81,7 +76,7 @@ def fail(message: str) -> int:
 
 def unknown(name: str) -> str:
     """Answer to a command that is not there, with those spelt alike."""
-    names = [command.name for command in available()]
+    names = [command.name for command in COMMANDS]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return (f'there is no command {name!r}; ' +
             (f'near it: {", ".join(near)}' if near else f'the commands are {", ".join(names)}'))
@@ -94,7 +89,7 @@ def example(command: Command) -> str:
 
 def overview() -> str:
     """Help of the program itself."""
-    commands = available()
+    commands = COMMANDS
     width = max(len(command.name) for command in commands)
     rows = '\n'.join(f'  {command.name:{width}}  {command.summary}' for command in commands)
     return (f'usage: {PROGRAM} COMMAND [ARGUMENTS]\n\n'

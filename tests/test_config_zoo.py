@@ -37,7 +37,7 @@ def test_an_unknown_name_is_answered_with_near_ones():
 
 
 def test_a_name_like_no_other_is_answered_with_where_names_are_listed():
-    with pytest.raises(ValueError, match="'xyz'.*list_configs"):
+    with pytest.raises(ValueError, match="'xyz'.*mmdet-diffusion configs list"):
         config_path('xyz')
 
 

@@ -15,9 +15,10 @@ MAY_IMPORT = dict(
     diffusion=set(), ops=set(), structures=set(), version=set(), compat={'version'}, task_modules={'diffusion', 'ops'},
     layers=TASK, roi_extractors=TASK, losses=TASK, post_processing=TASK, heads=TASK | PARTS,
     detectors=TASK | PARTS | {'heads', 'half_precision'}, hooks=TASK | PARTS | {'heads', 'detectors'},
-    testing={'structures'}, config_zoo=set(), host_memory=set(), installation=set(), input_checks={'hooks'},
-    launch={'config_zoo', 'host_memory', 'input_checks'}, prediction={'input_checks'}, operator_count=set(),
-    half_precision=set(), annotation_categories=set(), optim={'half_precision'}, __main__=set(),
+    testing={'structures'}, config_zoo=set(), host_memory=set(), installation=set(),
+    input_checks={'hooks', 'half_precision'}, launch={'config_zoo', 'host_memory', 'input_checks'},
+    prediction={'input_checks'}, operator_count=set(), half_precision=set(), annotation_categories=set(),
+    optim={'half_precision'}, __main__=set(),
     __init__={
         'config_zoo', 'installation', 'detectors', 'heads', 'hooks', 'losses', 'optim', 'roi_extractors', 'task_modules'
     })
@@ -69,3 +70,14 @@ def test_the_stand_ins_need_nothing_but_torch_and_numpy(file):
 def test_what_runs_at_every_start_of_python_imports_the_standard_library_alone(name):
     imported = {name.split('.')[0] for name in imported_modules(REPOSITORY / 'mmcv_stand_in' / f'{name}.py')}
     assert imported <= {'mmcv_stand_in', *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize('file', sorted((REPOSITORY / 'tools').rglob('*.py')),
+                         ids=lambda file: str(file.relative_to(REPOSITORY)))
+def test_a_program_makes_the_operators_available_before_it_imports_mmdet(file):
+    """Without the path file that set-up and wheels put into an environment it would fail at its first import."""
+    statements = [node for node in ast.parse(file.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = [getattr(node, 'module', None) or node.names[0].name for node in statements]
+    users = [index for index, name in enumerate(names) if name.startswith(('mmdet.', 'mmcv.'))]
+    makers = [index for index, name in enumerate(names) if name.split('.')[0] in ('mmdet_diffusion', 'mmcv_stand_in')]
+    assert not users or (makers and makers[0] < users[0])

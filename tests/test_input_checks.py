@@ -3,20 +3,21 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from torch import nn
 
-from mmdet_diffusion import config_path, list_configs
+from mmdet_diffusion import config_path, half_precision, list_configs
 from mmdet_diffusion.input_checks import (
     refuse_foreign_checkpoint,
     refuse_missing_checkpoint,
     refuse_missing_data,
     refuse_missing_device,
 )
-from mmdet_diffusion.launch import parse_cfg_options, refuse_missing_inputs, with_launcher
+from mmdet_diffusion.launch import checked_arguments, parse_cfg_options, refuse_missing_inputs, with_launcher
 from mmdet_diffusion.testing import REPOSITORY
 
 SHAPES = 'diffusiondet_r18_fpn_1xb4-4k_shapes'
@@ -33,7 +34,9 @@ def shapes(tmp_path, monkeypatch):
         (folder / name).mkdir(parents=True)
     for name in ('train', 'val'):
         (folder / 'annotations' / f'{name}.json').touch()
-    (tmp_path / 'some.pth').touch()
+    torch.save({}, tmp_path / 'some.pth')
+    (tmp_path / 'text.pth').write_text('no checkpoint')
+    (tmp_path / 'half.pth').write_bytes((tmp_path / 'some.pth').read_bytes()[:300])
     return folder
 
 
@@ -54,6 +57,8 @@ def test_what_is_there_passes(shapes, tool, args):
     ('test.py', ['none.pth'], 'there is no checkpoint none.pth'),
     ('test.py', ['--show', 'none.pth'], 'there is no checkpoint none.pth'),
     ('test.py', ['.'], 'there is no checkpoint .'),
+    ('test.py', ['text.pth'], 'text.pth is no checkpoint, or only the first part of one'),
+    ('train.py', ['--resume', 'half.pth'], 'half.pth (--resume) is no checkpoint, or only the first part of one'),
     ('train.py', ['--resume', 'none.pth'], 'there is no checkpoint none.pth (--resume)'),
     ('train.py', ['--cfg-options', 'load_from=none.pth'], 'there is no checkpoint none.pth (load_from of the config)'),
     ('train.py', ['--cfg-options', 'load_from'], "--cfg-options takes KEY=VALUE, got 'load_from'"),
@@ -147,6 +152,40 @@ def test_a_config_file_that_is_not_there_ends_in_one_line(tmp_path):
     done = subprocess.run([sys.executable, REPOSITORY / 'tools' / 'test.py', 'none.py', 'none.pth'], cwd=tmp_path,
                           capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, 'there is no config file none.py')
+
+
+@pytest.mark.parametrize('place', [0, 2, 4])
+def test_a_config_is_found_by_its_name_wherever_it_stands(shapes, place):
+    args = ['--work-dir', 'here', '--cfg-options', 'load_from=some.pth']
+    args.insert(place, SHAPES)
+    if place == 4:  # what follows --cfg-options is its
+        args = ['--cfg-options', 'load_from=some.pth', '--work-dir', 'here', SHAPES]
+    assert CONFIG in checked_arguments('train.py', args) and SHAPES not in checked_arguments('train.py', args)
+
+
+def test_a_config_that_is_not_there_is_named_wherever_it_stands(shapes):
+    with pytest.raises(SystemExit, match='^there is no config file none.py$'):
+        checked_arguments('train.py', ['--work-dir', 'here', 'none.py'])
+
+
+@pytest.mark.parametrize(('content', 'refusal'), [
+    ('model = dict(', 'cannot be read as a config'), ('value = 1 / 0', 'ZeroDivisionError: division by zero'),
+    ('value = 1', 'is no config of a detector: it has no model')])
+def test_a_config_that_is_none_ends_in_one_line(shapes, content, refusal):
+    Path('mine.py').write_text(content)
+    with pytest.raises(SystemExit, match=f'^mine.py .*{refusal}') as error:
+        checked_arguments('train.py', ['mine.py'])
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('options', 'refusal'), [
+    ('model.test_dtype=bfloat16', 'model.test_dtype is bfloat16, but it has none'),
+    ('optim_wrapper.type=AutocastOptimWrapper', 'optim_wrapper.dtype is bfloat16, but it has none'),
+    ('model.test_dtype=int8', 'model.test_dtype must be one of float16, bfloat16')])
+def test_half_precision_that_the_device_lacks_ends_before_anything_is_built(shapes, monkeypatch, options, refusal):
+    monkeypatch.setattr(half_precision, 'missing_support', lambda device, dtype: 'it has none')
+    with pytest.raises(SystemExit, match=refusal):
+        checked_arguments('train.py', [CONFIG, '--cfg-options', options])
 
 
 def test_a_checkpoint_may_be_missing_from_a_config():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmcv.ops import batched_nms
 
 from mmdet_diffusion import post_processing
 from mmdet_diffusion.heads.sampling_settings import SamplingSettings
@@ -178,6 +179,29 @@ def test_the_numbers_of_absent_classes_do_not_matter(calls):
     bboxes = random_boxes(3, (800, 1333), torch.Generator().manual_seed(0)) * 20
     class_wise_nms(bboxes, torch.rand(3), torch.tensor([0, 1_000_000, 2_000_000]), NMS)
     assert calls == [3]
+
+
+def test_many_classes_stay_near_the_origin(monkeypatch):
+    """The farther boxes are moved, the more of their digits are rounded away."""
+    moved = []
+    monkeypatch.setattr(post_processing, 'batched_nms', lambda boxes, *args, **kwargs: moved.append(boxes) or
+                        batched_nms(boxes, *args, **kwargs))
+    bboxes = random_boxes(2000, (800, 1333), torch.Generator().manual_seed(0)) - 100
+    class_wise_nms(bboxes, torch.rand(2000), torch.arange(2000) % 80, NMS)
+    cell = float(bboxes.max() - bboxes.min()) + 1
+    assert 8 * cell < moved[0].max() <= 9 * cell
+    assert moved[0][:, 1::2].max() > 8 * cell  # upwards as far as sideways
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_eighty_classes_at_any_coordinates_are_suppressed_as_class_by_class(seed):
+    generator = torch.Generator().manual_seed(seed)
+    bboxes = random_boxes(1000, (800, 1333), generator) - 200.7
+    scores, labels = torch.rand(1000, generator=generator), torch.randint(80, (1000, ), generator=generator)
+    alone = [(labels == label).nonzero()[:, 0] for label in range(80)]
+    expected = {int(index) for members in alone for index in
+                members[batched_nms(bboxes[members], scores[members], members, NMS, class_agnostic=True)[1]]}
+    assert set(class_wise_nms(bboxes, scores, labels, NMS)[1].tolist()) == expected
 
 
 @pytest.mark.parametrize(('farthest', 'num_calls'), [(1333.0, 1), (30_000.0, 13), (1e5, 203), (2e5, 203)])

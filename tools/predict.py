@@ -95,7 +95,7 @@ class Run:
                 batch.append((path, *self.predictor.read(path)))
             except Exception as error:  # whatever decoders raise at what is no picture
                 reason = (str(error).strip().splitlines() or [''])[0]
-                self.sources.failed[str(path)] = f'cannot be read ({type(error).__name__}: {reason})'
+                self.sources.failed[str(path)] = f'cannot be used ({type(error).__name__}: {reason})'
                 report(str(path), self.sources.failed[str(path)])
             if len(batch) == self.batch_size:
                 yield batch
@@ -165,9 +165,10 @@ def build_predictor(args: argparse.Namespace):
 
     device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
     input_checks.refuse_missing_device(device)
-    path = launch.with_config_path([args.config])
+    path, = launch.with_config_path([args.config])
     launch.refuse_missing_config(path)
-    config = launch.read_config(*path, launch.parse_cfg_options(args.cfg_options))
+    config = launch.read_config(path, launch.parse_cfg_options(args.cfg_options))
+    input_checks.refuse_half_precision(config, device)
     dial = dict(sampling_timesteps=args.steps, num_proposals=args.boxes, seed=args.seed)
     try:
         return Predictor(config, args.checkpoint, device=device, score_thr=args.score_thr,
@@ -186,17 +187,21 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit('there is no picture to look at')
     predictor = build_predictor(args)  # imports torch and mmdet, which takes seconds
     make_folder(args.out_dir)
+    records = []
+    content = dict(config=args.config, checkpoint=args.checkpoint, score_thr=args.score_thr,
+                   classes=predictor.classes, images=records, failed=sources.failed)
     try:
-        records = list(Run(predictor, sources, args.out_dir, args.batch_size).records())
-        content = dict(config=args.config, checkpoint=args.checkpoint, score_thr=args.score_thr,
-                       classes=predictor.classes, images=records, failed=sources.failed)
-        with whole_file(args.out_dir / 'predictions.json') as unfinished:
-            unfinished.write_text(json.dumps(content) + '\n')
+        try:
+            for record in Run(predictor, sources, args.out_dir, args.batch_size).records():
+                records.append(record)
+        finally:  # what is drawn is in the file, too, whatever ends the run
+            with whole_file(args.out_dir / 'predictions.json') as unfinished:
+                unfinished.write_text(json.dumps(content) + '\n')
     except OSError as error:
         raise SystemExit(f'cannot write to {args.out_dir}: {error.strerror or error}') from error
     print(f'{args.out_dir / "predictions.json"}')
     if sources.failed:
-        print(f'{len(sources.failed)} could not be read: {", ".join(sources.failed)}', file=sys.stderr)
+        print(f'{len(sources.failed)} could not be used: {", ".join(sources.failed)}', file=sys.stderr)
     return int(bool(sources.failed))
 
 

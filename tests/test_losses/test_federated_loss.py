@@ -279,5 +279,15 @@ def test_one_of_two_processes_parses_the_file_and_both_know_the_counts_or_the_fa
     assert found[0][0] == [3] and 'nowhere.json is not there' in found[0][1]
 
 
+def test_whatever_goes_wrong_with_a_file_is_known_to_every_process(tmp_path, monkeypatch):
+    """Such as too little memory: the first process must not leave while the others wait for its answer."""
+    sent = []
+    monkeypatch.setattr(annotation_categories, 'broadcast_object_list', sent.append)
+    monkeypatch.setattr(annotation_categories, '_parse', lambda *args: [][1])
+    with pytest.raises(RuntimeError, match='large.json cannot be read .IndexError'):
+        annotation_categories.read_categories('large.json')
+    assert len(sent) == 1 and isinstance(sent[0][0], RuntimeError)
+
+
 def test_checkpoints_do_not_carry_the_weights_of_the_classes():
     assert list(federated().state_dict()) == []

@@ -117,8 +117,8 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(folder, checkpoint, c
     assert [Path(image['image']).name for image in content['images']] == ['a.png', 'b.jpg', 'c.bmp']
     assert set(content['failed']) == {'none.jpg', 'pictures/aa.jpg', 'pictures/cc.png'}
     errors = capfd.readouterr().err
-    assert 'pictures/aa.jpg: cannot be read (' in errors and 'none.jpg: not there' in errors
-    assert errors.splitlines()[-1] == '3 could not be read: none.jpg, pictures/aa.jpg, pictures/cc.png'
+    assert 'pictures/aa.jpg: cannot be used (' in errors and 'none.jpg: not there' in errors
+    assert errors.splitlines()[-1] == '3 could not be used: none.jpg, pictures/aa.jpg, pictures/cc.png'
     assert sorted(path.name for path in Path('predictions', 'vis').iterdir()) == ['a.png', 'b.jpg', 'c.png']
 
 

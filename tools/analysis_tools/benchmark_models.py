@@ -1,5 +1,6 @@
 """What the benchmarks run: a config's model with either RoI extractor, and made inputs."""
 
+import mmdet_diffusion  # noqa: F401  isort: skip  first: it makes the operators of mmcv available
 import copy
 import math
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
-import mmdet_diffusion  # noqa: F401  registers the parts
 from mmdet_diffusion.structures import PaddedObjects, StageOutputs
 from mmdet_diffusion.task_modules import pad_objects
 from mmdet_diffusion.testing import data_sample

@@ -8,6 +8,7 @@ becomes `"iscrowd": 1`: not counted, and detections inside are forgiven.
 CrowdHuman gives no image sizes, so they are read from the images, `<ID>.jpg` in --image-dir. Images without people are
 kept.
 """
+import mmdet_diffusion  # noqa: F401  isort: skip  first: it makes the operators of mmcv available
 import argparse
 import json
 import math

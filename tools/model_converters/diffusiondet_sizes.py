@@ -1,5 +1,6 @@
 """Sizes of a DiffusionDet, read from its tensors: which tensors belong to it, and which config fits."""
 
+import mmdet_diffusion  # noqa: F401  isort: skip  first: it makes the operators of mmcv available
 import re
 from collections.abc import Iterable
 from math import ceil

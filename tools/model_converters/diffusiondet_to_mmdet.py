@@ -6,6 +6,7 @@ Examples:
       --check diffusiondet_swin-b-p4-w7-in22k_fpn_8xb2-270k_lvis-v1
 """
 
+import mmdet_diffusion  # noqa: F401  isort: skip  first: it makes the operators of mmcv available
 import argparse
 import hashlib
 import sys

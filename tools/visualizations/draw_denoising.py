@@ -6,6 +6,7 @@ Example:
 Images are the first of the config's test set that hold at least `--min-objects` objects.
 """
 
+import mmdet_diffusion  # noqa: F401  isort: skip  first: it makes the operators of mmcv available
 import argparse
 import sys
 from pathlib import Path
