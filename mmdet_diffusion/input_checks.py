@@ -98,6 +98,16 @@ def evaluator_paths(evaluator: ConfigDict | list[ConfigDict] | None, key: str) -
             yield 'annotation file', metric.ann_file, f'{place}.ann_file'
 
 
+def refuse_missing_model(config: Config) -> None:
+    """Stop where a config says nothing of a model, such as one of the parts that others inherit from.
+
+    Raises:
+        SystemExit: names the file.
+    """
+    if 'model' not in config:
+        raise SystemExit(f'{config.filename} is no config of a detector: it has no model')
+
+
 def refuse_half_precision(config: Config, device: str, *, training: bool = False) -> None:
     """Stop where a config asks for a type that the device does not compute in.
 

@@ -12,7 +12,12 @@ from mmengine.device import get_device
 
 from .config_zoo import refuse_missing_config, with_config_path, with_path_at
 from .host_memory import keep_freed_memory
-from .input_checks import refuse_half_precision, refuse_missing_checkpoint, refuse_missing_data
+from .input_checks import (
+    refuse_half_precision,
+    refuse_missing_checkpoint,
+    refuse_missing_data,
+    refuse_missing_model,
+)
 
 
 def run_mmdet_tool(name: str) -> None:
@@ -108,6 +113,7 @@ def refuse_missing_inputs(name: str, args: list[str]) -> None:
     if known.config is None or not Path(known.config).is_file():
         return
     config = read_config(known.config, known.cfg_options)
+    refuse_missing_model(config)
     refuse_half_precision(config, get_device(), training=name == 'train.py')
     if name == 'test.py':
         refuse_missing_checkpoint(known.checkpoint)
@@ -168,7 +174,7 @@ def read_config(path: str, options: dict[str, object]) -> Config:
     """A config with the options of a command line.
 
     Raises:
-        SystemExit: if it cannot be read, or has no model.
+        SystemExit: if it cannot be read.
     """
     try:
         config = Config.fromfile(path)
@@ -176,6 +182,4 @@ def read_config(path: str, options: dict[str, object]) -> Config:
         reason = (str(error).strip().splitlines() or [''])[0]
         raise SystemExit(f'{path} cannot be read as a config ({type(error).__name__}: {reason})') from error
     config.merge_from_dict(options)
-    if 'model' not in config:
-        raise SystemExit(f'{path} is no config of a detector: it has no model')
     return config

@@ -168,6 +168,7 @@ def build_predictor(args: argparse.Namespace):
     path, = launch.with_config_path([args.config])
     launch.refuse_missing_config(path)
     config = launch.read_config(path, launch.parse_cfg_options(args.cfg_options))
+    input_checks.refuse_missing_model(config)
     input_checks.refuse_half_precision(config, device)
     dial = dict(sampling_timesteps=args.steps, num_proposals=args.boxes, seed=args.seed)
     try:
