@@ -35,8 +35,8 @@ LOCK := $(OPERATORS)
 BIN = $(VENV)/bin
 
 TESTS ?= tests
-# The tests' tensors are small: more threads than this only wait for each other.
-TEST_THREADS = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
+# The tests' tensors are small: a thread more only waits, a process more takes other files. TEST_ARGS='-n 0' for none.
+TEST_PROCESSES = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
 
 # A new name for each run: results of earlier ones stay.
 BENCH_CONFIG ?= configs/diffusiondet/diffusiondet_r50_fpn_8xb2-450k_coco.py
@@ -58,7 +58,7 @@ demo: setup
 	$(BIN)/python tools/demo.py $(DEMO_ARGS)
 
 test: setup
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(TEST_THREADS)} $(BIN)/python -m pytest $(TESTS) -q $(TEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(TESTS) -q -n $(TEST_PROCESSES) --dist loadfile $(TEST_ARGS)
 
 test-compiled:
 	$(MAKE) test VENV='$(VENV_COMPILED)' LOCK=compiled

@@ -150,5 +150,6 @@ def test_the_other_commands_start(installed, command):
 @pytest.mark.slow
 def test_programs_that_import_mmdet_first_find_its_operators(installed):
     """MMDetection's own scripts, and loader workers that are spawned."""
-    code = 'import mmcv.ops, torch; print(mmcv.ops.nms(torch.ones(2, 4), torch.ones(2), 0.5)[1].tolist())'
+    code = ('import mmcv.ops, torch; boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0]] * 2);'
+            'print(mmcv.ops.nms(boxes, torch.ones(2), 0.5)[1].tolist())')
     assert installed.call('-c', code, program='python').strip() == '[0]'

@@ -184,7 +184,9 @@ def test_the_old_set_comes_back_when_the_new_one_cannot_take_its_place(own_set):
 @pytest.mark.skipif(sys.platform == 'win32', reason='POSIX signals')
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_nothing(tmp_path, number):
-    process = subprocess.Popen([sys.executable, FOLDER / 'make_shapes.py', tmp_path / 'set'], stderr=subprocess.PIPE)
+    process = subprocess.Popen(  # what runs in the background may have been told to ignore Ctrl-C
+        [sys.executable, FOLDER / 'make_shapes.py', tmp_path / 'set'], stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob('.set-*/new/train/*.png')) and time.monotonic() < deadline:
         time.sleep(0.02)
