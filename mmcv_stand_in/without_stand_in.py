@@ -38,6 +38,7 @@ FAMILIES = (
            "roi_layer=dict(type='RoIAlign')"),
     Family(('prroi_pool',), ('PrRoIPool',), "roi_layer=dict(type='PrRoIPool')", "roi_layer=dict(type='RoIAlign')"),
     Family(('nms_rotated', 'nms_quadri'), (), "nms=dict(type='nms_rotated') or 'nms_quadri'"),
+    Family(('line_nms',), (), 'lane detectors, in onedl-mmcv'),
     Family(('roi_align_rotated', 'riroi_align_rotated'), ('RoIAlignRotated', 'RiRoIAlignRotated'),
            "roi_layer=dict(type='RoIAlignRotated') or 'RiRoIAlignRotated', of rotated detectors"),
     Family(('active_rotated_filter', 'rotated_feature_align', 'box_iou_rotated', 'box_iou_quadri', 'diff_iou_rotated',
