@@ -17,7 +17,8 @@ def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, ou
     Args:
         input (Tensor): logits, shape (N, C).
         target (Tensor): class indices, C for background, int64, shape (N,).
-        weight (Tensor): of each class, shape (C,); or empty.
+        weight (Tensor): of each class, shape (C,), for the logits whose target it is; or empty. Background has none and
+            counts once (mmcv's kernel reads past the last weight there).
         output (Tensor): receives the losses, shape (N, C).
         gamma (float): exponent of the focus.
         alpha (float): weight of the target's class.
@@ -49,4 +50,6 @@ def _probability(logits: Tensor) -> tuple[Tensor, Tensor]:
 def _weighted(positive: Tensor, negative: Tensor, target: Tensor, weight: Tensor, alpha: float) -> Tensor:
     classes = torch.arange(positive.size(1), device=target.device)
     values = torch.where(target[:, None] == classes, -alpha * positive, -(1 - alpha) * negative)
-    return values * weight[target][:, None] if weight.numel() else values
+    if not weight.numel():
+        return values
+    return values * torch.cat([weight, weight.new_ones(1)])[target][:, None]

@@ -38,14 +38,13 @@ def compare(found, expected):
 def test_focal_loss_and_its_gradient_are_those_of_mmdet_in_python(gamma, alpha, with_weight):
     random = np.random.RandomState(3)
     logits, target = cases.tensor(random, 50, 6, scale=3), torch.from_numpy(random.randint(0, 7, 50))
-    weight = None
-    if with_weight:
-        target, weight = target.clamp(max=5), torch.rand(6) + 0.5
+    weight = torch.from_numpy(random.uniform(0.5, 1.5, 6)).float() if with_weight else None
+    assert 6 in target  # background, which has no weight of its own
 
     def by_mmdet(values):
         one_hot = F.one_hot(target, 7)[:, :6].float()
         loss = py_sigmoid_focal_loss(values, one_hot, gamma=gamma, alpha=alpha, reduction='none')
-        return loss if weight is None else loss * weight[target][:, None]
+        return loss if weight is None else loss * torch.cat([weight, torch.ones(1)])[target][:, None]
 
     by_mmcv = importlib.import_module('mmcv.ops.focal_loss').sigmoid_focal_loss
     compare(cases.run(lambda values: by_mmcv(values, target, gamma, alpha, weight, 'none'), logits),
