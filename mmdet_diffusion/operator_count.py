@@ -45,8 +45,7 @@ class OperatorCount:
     stands for a GPU: every read counts and raises, host tables do not count, uploads do. So a pass over ``'meta'``
     shows without a GPU that nothing waits.
 
-    Only what goes through torch's dispatcher is seen: the insides of mmcv's operators are not. An upload with
-    ``non_blocking=True`` is assumed to come from pinned memory; CUDA may wait where it does not.
+    Only what goes through torch's dispatcher is seen: the insides of mmcv's operators are not.
 
     Args:
         device (str): type of the device that counts as the GPU.
@@ -54,7 +53,9 @@ class OperatorCount:
     Attributes:
         operators (int): all that were dispatched.
         reads (list[Wait]): the host waits for a value or a shape, or copies from the device.
-        uploads (list[Wait]): blocking copies from the host to the device; CUDA waits for all work before them.
+        uploads (list[Wait]): copies from the host to the device that CUDA may wait for all work before: blocking ones,
+            and those called non-blocking whose memory is not page-locked.
+        pinned_uploads (list[Wait]): non-blocking copies from page-locked memory; nothing waits for them.
     """
 
     def __init__(self, device: str = 'cpu') -> None:
@@ -62,6 +63,7 @@ class OperatorCount:
         self.operators = 0
         self.reads: list[Wait] = []
         self.uploads: list[Wait] = []
+        self.pinned_uploads: list[Wait] = []
         self._modes = ExitStack()
 
     def __enter__(self) -> 'OperatorCount':
@@ -109,15 +111,17 @@ class _Operators(TorchDispatchMode):
     def _record_copy(self, name: str, args: Sequence, kwargs: dict) -> None:
         """Note a copy between the host and the device."""
         first = args[0]
-        source, target = (args[1], first) if name == 'copy_' else (first, None)
-        source = source.device.type
+        values, target = (args[1], first) if name == 'copy_' else (first, None)
+        source = values.device.type
         target = target.device.type if target is not None else torch.device(kwargs.get('device') or source).type
         if source == target:
             return
         if target == 'cpu' and source == self.count.device:
             self.count.reads.append(Wait(name, _caller()))
-        elif target == self.count.device and not (kwargs.get('non_blocking') or True in args[2:3]):
-            self.count.uploads.append(Wait(name, _caller()))
+        elif target == self.count.device:
+            waits_for_nothing = (kwargs.get('non_blocking') or True in args[2:3]) and values.is_pinned()
+            uploads = self.count.pinned_uploads if waits_for_nothing else self.count.uploads
+            uploads.append(Wait(name, _caller()))
 
 
 class _Functions(TorchFunctionMode):

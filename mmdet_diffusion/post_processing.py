@@ -7,6 +7,7 @@ from mmcv.ops import batched_nms
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from .sampling_settings import SamplingSettings
 from .structures import Detections
 
 # Largest rounding of coordinates, in pixels, that telling classes apart by an offset may cost.
@@ -88,12 +89,30 @@ def class_wise_nms(bboxes: Tensor, scores: Tensor, labels: Tensor, nms: dict) ->
     return scores[best], torch.cat(kept_indices)[order][best]
 
 
+def suppress(detections: Detections, nms: dict | None) -> Detections:
+    """What suppression leaves of the detections of one image, by falling score.
+
+    Args:
+        detections (Detections): of one image, without the batch dimension: (K, 4), (K,), (K,).
+        nms (dict, optional): of ``batched_nms``. None: all are left.
+
+    Returns:
+        Detections: likewise.
+    """
+    bboxes, scores, labels = detections
+    if len(scores) and nms is not None:
+        scores, kept = class_wise_nms(bboxes, scores, labels, nms)
+    else:
+        scores, kept = scores.sort(descending=True, stable=True)
+    return Detections(bboxes[kept], scores, labels[kept])
+
+
 def _cells_a_side(cell: float, eps: float) -> int:
     """Cells a side of the largest grid in which coordinates are not rounded by more than is allowed; may be 0."""
     return int(MAX_OFFSET_ROUNDING / (cell * eps)) if math.isfinite(cell) else 0
 
 
-def finish_image(detections: Detections, img_meta: dict, settings, rescale: bool) -> InstanceData:
+def finish_image(detections: Detections, img_meta: dict, settings: SamplingSettings, rescale: bool) -> InstanceData:
     """Suppress, clip, drop and rescale the detections of one image.
 
     Suppression comes before clipping: two boxes that differ only outside the image are told apart.
@@ -108,17 +127,13 @@ def finish_image(detections: Detections, img_meta: dict, settings, rescale: bool
         InstanceData: ``bboxes`` xyxy in pixels, ``scores`` and ``labels``, by falling score.
     """
     bboxes, scores, labels = detections
-    keep = scores > settings.score_thr
-    bboxes, scores, labels = bboxes[keep], scores[keep], labels[keep]
-    if len(scores) and settings.nms is not None:
-        scores, kept = class_wise_nms(bboxes, scores, labels, settings.nms)
-    else:
-        scores, kept = scores.sort(descending=True, stable=True)
-    bboxes, labels = bboxes[kept], labels[kept]
+    keep = scores > (-math.inf if settings.score_thr is None else settings.score_thr)
+    bboxes, scores, labels = suppress(Detections(bboxes[keep], scores[keep], labels[keep]), settings.nms)
     height, width = img_meta['img_shape'][:2]
-    bboxes = torch.minimum(bboxes.clamp(min=0), bboxes.new_tensor([width, height, width, height]))
-    large = ((bboxes[:, 2:] - bboxes[:, :2]) > settings.min_bbox_size).all(-1)
-    bboxes, scores, labels = (values[large][:settings.max_per_img] for values in (bboxes, scores, labels))
-    if rescale:
-        bboxes = bboxes / bboxes.new_tensor(img_meta['scale_factor']).repeat(2)
+    x, y = bboxes[:, 0::2].clamp(min=0, max=width), bboxes[:, 1::2].clamp(min=0, max=height)
+    large = ((torch.cat([x.diff(dim=1), y.diff(dim=1)], dim=1)) > settings.min_bbox_size).all(-1)
+    if rescale:  # by numbers, as the clipping: a tensor of them would be an upload that a GPU waits for
+        x, y = (values / float(factor) for values, factor in zip((x, y), img_meta['scale_factor'], strict=True))
+    bboxes = torch.stack([x, y], dim=-1).flatten(1)
+    bboxes, scores, labels = (values[large][settings.best] for values in (bboxes, scores, labels))
     return InstanceData(bboxes=bboxes, scores=scores, labels=labels)

@@ -10,10 +10,11 @@ from mmdet_diffusion.testing import REPOSITORY
 PACKAGE = REPOSITORY / 'mmdet_diffusion'
 SHARED = {'structures', 'version', 'compat', 'annotation_categories'}
 TASK = {'diffusion', 'ops', 'task_modules'}
-PARTS = {'layers', 'roi_extractors', 'losses', 'post_processing'}
+PARTS = {'layers', 'roi_extractors', 'losses', 'post_processing', 'sampling_settings'}
 MAY_IMPORT = dict(
     diffusion=set(), ops=set(), structures=set(), version=set(), compat={'version'}, task_modules={'diffusion', 'ops'},
-    layers=TASK, roi_extractors=TASK, losses=TASK, post_processing=TASK, heads=TASK | PARTS,
+    layers=TASK, roi_extractors=TASK, losses=TASK, sampling_settings={'diffusion'},
+    post_processing=TASK | {'sampling_settings'}, heads=TASK | PARTS,
     detectors=TASK | PARTS | {'heads', 'half_precision'}, hooks=TASK | PARTS | {'heads', 'detectors'},
     testing={'structures'}, config_zoo=set(), host_memory=set(), installation=set(),
     input_checks={'hooks', 'half_precision'}, launch={'config_zoo', 'host_memory', 'input_checks'},

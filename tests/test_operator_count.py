@@ -58,22 +58,38 @@ UPLOADS = dict(
     as_tensor=lambda: torch.as_tensor([1.0], device='meta'),
     as_tensor_of_a_tensor=lambda: torch.as_tensor(VALUES, device='meta'),
     to=lambda: VALUES.to('meta'),
-    to_like=lambda: VALUES.to(ON_META), copy=lambda: torch.empty_like(ON_META).copy_(VALUES))
+    to_like=lambda: VALUES.to(ON_META), copy=lambda: torch.empty_like(ON_META).copy_(VALUES),
+    to_from_ordinary_memory=lambda: VALUES.to('meta', non_blocking=True),
+    copy_from_ordinary_memory=lambda: torch.empty_like(ON_META).copy_(VALUES, non_blocking=True),
+    copy_by_position=lambda: torch.empty_like(ON_META).copy_(VALUES, True))
 
 
 @pytest.mark.parametrize('kind', UPLOADS)
-def test_each_kind_of_blocking_upload_is_seen_once(kind):
+def test_each_kind_of_upload_that_may_wait_is_seen_once(kind):
     with OperatorCount('meta') as count:
         UPLOADS[kind]()
-    assert len(count.uploads) == 1 and not count.reads, count.places()
+    assert len(count.uploads) == 1 and not count.reads and not count.pinned_uploads, count.places()
 
 
-def test_an_upload_that_does_not_block_is_no_wait():
+@pytest.mark.parametrize('copy', [lambda values: values.to('meta', non_blocking=True),
+                                  lambda values: torch.empty_like(ON_META).copy_(values, non_blocking=True),
+                                  lambda values: torch.empty_like(ON_META).copy_(values, True)])
+def test_a_copy_from_page_locked_memory_is_seen_and_is_no_wait(page_locked_memory, copy):
     with OperatorCount('meta') as count:
-        VALUES.to('meta', non_blocking=True)
-        torch.empty_like(ON_META).copy_(VALUES, non_blocking=True)
+        copy(VALUES.pin_memory())
+    assert len(count.pinned_uploads) == 1 and not count.places()
+
+
+def test_a_blocking_copy_from_page_locked_memory_is_a_wait(page_locked_memory):
+    with OperatorCount('meta') as count:
+        VALUES.pin_memory().to('meta')
+    assert len(count.uploads) == 1 and not count.pinned_uploads
+
+
+def test_values_that_are_filled_in_are_no_upload():
+    with OperatorCount('meta') as count:
         torch.full((2, ), 3.0, device='meta')
-    assert not count.places()
+    assert not count.places() and not count.pinned_uploads
 
 
 @pytest.mark.parametrize('read', [lambda: ON_META.cpu(), lambda: ON_META.to(torch.device('cpu')),

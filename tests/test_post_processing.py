@@ -1,14 +1,20 @@
 """From stage outputs to detections."""
 
+import importlib
+from contextlib import contextmanager
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.ops import batched_nms
+from torch.overrides import TorchFunctionMode
 
 from mmdet_diffusion import post_processing
-from mmdet_diffusion.heads.sampling_settings import SamplingSettings
+from mmdet_diffusion.operator_count import MAKE_FROM_HOST_DATA
 from mmdet_diffusion.post_processing import best_pairs, class_wise_nms, finish_image, merge_steps
+from mmdet_diffusion.sampling_settings import SamplingSettings
 from mmdet_diffusion.structures import Detections
 from mmdet_diffusion.testing import random_boxes
 
@@ -87,6 +93,24 @@ def test_a_single_step_always_counts(ensemble):
 # Suppression ----------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def counted_calls():
+    """Boxes of each call of mmcv's operators, those within its ``batched_nms`` as well."""
+    module, sizes = importlib.import_module('mmcv.ops.nms'), []
+
+    def counted(operator):
+        return lambda boxes, *args, **kwargs: sizes.append(len(boxes)) or operator(boxes, *args, **kwargs)
+
+    with mock.patch.multiple(module, nms=counted(module.nms), soft_nms=counted(module.soft_nms)):
+        yield sizes
+
+
+@pytest.fixture
+def calls():
+    with counted_calls() as sizes:
+        yield sizes
+
+
 def iou(box, other):
     width = min(box[2], other[2]) - max(box[0], other[0])
     height = min(box[3], other[3]) - max(box[1], other[1])
@@ -119,9 +143,11 @@ def detections(draw):
 @CHECK
 @given(detections())
 def test_suppression_equals_a_reference_class_by_class(case):
-    scores, kept = class_wise_nms(*case, NMS)
+    with counted_calls() as calls:
+        scores, kept = class_wise_nms(*case, NMS)
     assert kept.tolist() == reference_nms(*(values.tolist() for values in case))
     assert torch.equal(scores, case[1][kept])
+    assert calls == [len(case[1])]
 
 
 @CHECK
@@ -129,17 +155,20 @@ def test_suppression_equals_a_reference_class_by_class(case):
 def test_suppression_equals_the_reference_beside_a_box_far_away(case):
     bboxes, scores, labels = case
     case = torch.cat([bboxes, FAR_BOX]), torch.cat([scores, torch.zeros(1)]), torch.cat([labels, torch.tensor([3])])
-    kept_scores, kept = class_wise_nms(*case, NMS)
+    with counted_calls() as calls:
+        kept_scores, kept = class_wise_nms(*case, NMS)
     assert kept.tolist() == reference_nms(*(values.tolist() for values in case))
     assert torch.equal(kept_scores, case[1][kept])
+    assert sum(calls) == len(case[1]) and len(calls) == len(case[2].unique())
 
 
 @pytest.mark.parametrize('shift', [0.0, -50.0, -1000.0, 1e5, -1e5])
 @pytest.mark.parametrize('num_classes', [2, 80, 1203])
-def test_equal_boxes_of_different_classes_all_stay(shift, num_classes):
+def test_equal_boxes_of_different_classes_all_stay(calls, shift, num_classes):
     bboxes = (torch.tensor([[1.0, 1.0, 49.0, 49.0]]) + shift).expand(num_classes, 4)
     scores = torch.linspace(1, 0.5, num_classes)
     assert class_wise_nms(bboxes, scores, torch.arange(num_classes), NMS)[1].tolist() == list(range(num_classes))
+    assert calls == [num_classes]
 
 
 @pytest.mark.parametrize('shift', [0.0, -50.0, -1000.0, 1e5, -1e5])
@@ -155,15 +184,6 @@ def test_neighbours_of_the_last_class_are_not_rounded_into_one():
     bboxes = torch.tensor([[10.0, 10.0, 10.1, 10.1], [10.06, 10.06, 10.16, 10.16], [0.0, 0.0, 1333.0, 800.0]])
     kept = class_wise_nms(bboxes, torch.tensor([0.9, 0.8, 0.7]), torch.full((3, ), 1202), NMS)[1]
     assert kept.tolist() == [0, 1, 2]
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Boxes of each call of mmcv's operator."""
-    counts, batched_nms = [], post_processing.batched_nms
-    monkeypatch.setattr(post_processing, 'batched_nms', lambda boxes, *args, **kwargs: counts.append(len(boxes)) or
-                        batched_nms(boxes, *args, **kwargs))
-    return counts
 
 
 @pytest.mark.parametrize('num_classes', [1, 80, 365, 1203])
@@ -225,32 +245,36 @@ OVERLAPPING = (torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [0.0
 
 
 @pytest.mark.parametrize('far', [False, True])
-def test_soft_nms_lowers_scores_within_a_class_alone(far):
+def test_soft_nms_lowers_scores_within_a_class_alone(calls, far):
     nms = dict(type='soft_nms', iou_threshold=0.5, method='linear', min_score=0.0)
     scores, kept = class_wise_nms(*beside_far_box(far, *OVERLAPPING), nms)
     assert kept.tolist()[:3] == [0, 2, 1]
     assert scores.tolist()[:3] == pytest.approx([0.9, 0.7, 0.8 * (1 - 0.9)], rel=1e-4)
     assert scores.tolist() == sorted(scores.tolist(), reverse=True)
+    assert sorted(calls) == ([1, 3] if far else [3])
 
 
 @pytest.mark.parametrize('far', [False, True])
-def test_class_agnostic_suppression_compares_all_boxes(far):
+def test_class_agnostic_suppression_compares_all_boxes_in_one_call(calls, far):
     kept = class_wise_nms(*beside_far_box(far, *OVERLAPPING), dict(NMS, class_agnostic=True))[1]
     assert kept.tolist() == ([0, 3] if far else [0])
+    assert calls == [3 + far]
 
 
 @pytest.mark.parametrize('far', [False, True])
-def test_class_agnostic_false_is_as_if_not_said(far):
+def test_class_agnostic_false_is_as_if_not_said(calls, far):
     case = beside_far_box(far, *OVERLAPPING)
     kept = class_wise_nms(*case, dict(NMS, class_agnostic=False))[1]
+    assert len(calls) == 1 + far  # a call for each class
     assert kept.tolist() == class_wise_nms(*case, NMS)[1].tolist() == [0, 2] + [3] * far
 
 
 @pytest.mark.parametrize('far', [False, True])
-def test_max_num_of_nms_bounds_all_classes_together(far):
+def test_max_num_of_nms_bounds_all_classes_together(calls, far):
     bboxes = torch.arange(8)[:, None] * 20.0 + torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     case = beside_far_box(far, bboxes, torch.linspace(0.9, 0.2, 8), torch.arange(8) % 2)
     assert class_wise_nms(*case, dict(NMS, max_num=3))[1].tolist() == [0, 1, 2]
+    assert len(calls) == 1 + far
 
 
 def grid_of_pairs(number):
@@ -261,16 +285,18 @@ def grid_of_pairs(number):
 
 
 @pytest.mark.parametrize('far', [False, True])
-def test_ten_thousand_boxes_of_a_class_are_suppressed(far):
+def test_ten_thousand_boxes_of_a_class_are_suppressed_in_one_call(calls, far):
     bboxes, scores = grid_of_pairs(10_000)
     kept = class_wise_nms(*beside_far_box(far, bboxes, scores, torch.full((10_000, ), 1)), NMS)[1]
     assert kept.tolist() == list(range(0, 10_000, 2)) + [10_000] * far
+    assert calls == [10_000 + far]
 
 
-def test_class_agnostic_suppression_of_ten_thousand_boxes_compares_all_classes():
+def test_class_agnostic_suppression_of_ten_thousand_boxes_compares_all_classes_in_one_call(calls):
     bboxes, scores = grid_of_pairs(10_000)
     kept = class_wise_nms(bboxes, scores, torch.arange(10_000) % 2, dict(NMS, class_agnostic=True))[1]
     assert kept.tolist() == list(range(0, 10_000, 2))
+    assert calls == [10_000]
 
 
 def test_the_boxes_given_stay_as_they_are():
@@ -326,6 +352,38 @@ def test_no_suppression_keeps_equal_boxes():
 def test_the_best_max_per_img_stay(max_per_img, nms):
     result = finish(apart(10), nms=nms, max_per_img=max_per_img)
     assert torch.equal(result.scores, apart(10).scores.sort(descending=True).values[:max_per_img])
+
+
+@pytest.mark.parametrize('nms', [NMS, None])
+def test_no_limit_keeps_the_last_one_too(nms):
+    assert torch.equal(finish(apart(10), nms=nms, max_per_img=-1).scores, apart(10).scores.sort(descending=True).values)
+
+
+@pytest.mark.parametrize('nms', [NMS, None])
+def test_no_threshold_keeps_scores_of_nought_but_nothing_that_is_no_number(nms):
+    detections = apart(4)._replace(scores=torch.tensor([0.0, 0.5, float('nan'), 1e-30]))
+    assert finish(detections, nms=nms, score_thr=None).labels.tolist() == [1, 3, 0]
+
+
+class FromNumbers(TorchFunctionMode):
+    """Which functions made a tensor of numbers, for which a GPU would wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, '__name__', '')
+        if name in MAKE_FROM_HOST_DATA:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('nms', [NMS, None])
+def test_finishing_makes_no_tensor_of_numbers(nms):
+    with FromNumbers() as made:
+        assert len(finish(apart(10), rescale=True, nms=nms)) == 10
+    assert made.seen == []
 
 
 def test_boxes_are_clipped_to_the_image():

@@ -8,7 +8,7 @@ import torch
 from mmdet_diffusion.operator_count import OperatorCount
 from mmdet_diffusion.structures import PaddedObjects, StageOutputs
 from mmdet_diffusion.task_modules import global_noise, image_noise
-from mmdet_diffusion.testing import build_detector, random_boxes, small_model_cfg
+from mmdet_diffusion.testing import build_detector, data_sample, random_boxes, small_model_cfg
 
 HEIGHT, WIDTH = 64, 96
 STOCK = dict(_delete_=True, type='SingleRoIExtractor', out_channels=16, featmap_strides=[4, 8, 16, 32],
@@ -34,7 +34,7 @@ def sample(head, num_images, steps, device, seed=None):
     whwh = torch.ones(num_images, 4, device=device) * 64
     head.test_cfg = dict(sampling_timesteps=steps, seed=seed)
     draw = (global_noise(num_images, device) if seed is None else
-            image_noise(seed, [dict(img_id=image) for image in range(num_images)], device))
+            image_noise(seed, [dict(img_id=image) for image in range(num_images)], torch.device(device)))
     with torch.no_grad(), OperatorCount(device) as count:
         head.sample(feats, whwh, head.sampling_settings(), draw)
     return count
@@ -50,8 +50,39 @@ def test_sampling_never_waits_for_a_value(head_on_meta, num_images, steps, seed)
 
 
 @pytest.mark.parametrize(('num_images', 'steps'), SAMPLING)
-def test_sampling_never_waits_for_an_upload(head_on_meta, num_images, steps):
-    assert not sample(head_on_meta, num_images, steps, 'meta', seed=3).uploads
+def test_sampling_without_a_seed_uploads_nothing(head_on_meta, num_images, steps):
+    count = sample(head_on_meta, num_images, steps, 'meta')
+    assert not count.uploads and not count.pinned_uploads, count.places()
+
+
+@pytest.mark.parametrize(('num_images', 'steps'), SAMPLING)
+def test_seeded_sampling_copies_each_draw_once_and_never_waits_for_it(page_locked_memory, head_on_meta, num_images,
+                                                                      steps):
+    count = sample(head_on_meta, num_images, steps, 'meta', seed=3)
+    assert not count.uploads, count.places()
+    assert len(count.pinned_uploads) == num_draws(steps)
+
+
+@pytest.mark.parametrize('steps', [1, 4])
+def test_draws_from_ordinary_memory_would_be_seen(head_on_meta, steps):
+    """As on a device that torch has no page-locked memory for."""
+    assert len(sample(head_on_meta, 2, steps, 'meta', seed=3).uploads) == num_draws(steps)
+
+
+def num_draws(steps):
+    """Of x_T, and after each step but the last of DDIM's noise and the renewed boxes."""
+    return 1 + 2 * (steps - 1)
+
+
+@pytest.mark.parametrize('seed', [None, 3])
+def test_predicting_waits_for_no_upload_before_the_detections_are_finished(page_locked_memory, head_on_meta, seed):
+    feats = tuple(torch.zeros(2, 16, HEIGHT // stride, WIDTH // stride, device='meta') for stride in (4, 8, 16, 32))
+    samples = [data_sample(torch.zeros(0, 4), torch.zeros(0).long(), (HEIGHT, WIDTH), img_id=image) for image in (0, 1)]
+    head_on_meta.test_cfg = dict(sampling_timesteps=2, seed=seed)
+    with OperatorCount('meta') as count, pytest.raises(NotImplementedError):  # suppression reads values
+        head_on_meta.predict(feats, samples)
+    assert not count.uploads and len(count.reads) == 1, count.places()
+    assert len(count.pinned_uploads) == 1 + (num_draws(2) if seed is not None else 0)  # 1: sizes of the images
 
 
 def test_operators_of_sampling_do_not_grow_with_images(head_on_meta):

@@ -26,4 +26,5 @@ log_level = 'INFO'
 load_from = None
 resume = False
 
-tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+# Merges views with nms and max_per_img of model.test_cfg; tta_cfg=dict(max_per_img=...) here says otherwise.
+tta_model = dict(type='DiffusionDetTTAModel')

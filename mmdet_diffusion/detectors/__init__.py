@@ -1,5 +1,6 @@
-"""Detector."""
+"""Detector, and its test-time augmentation."""
 
 from .diffusiondet import DiffusionDet
+from .tta_model import DiffusionDetTTAModel
 
-__all__ = ['DiffusionDet']
+__all__ = ['DiffusionDet', 'DiffusionDetTTAModel']

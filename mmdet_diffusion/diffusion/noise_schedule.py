@@ -64,6 +64,6 @@ class CosineNoiseSchedule:
             Tensor: x_t, float32, same shape; not clamped.
         """
         share = self.alpha_bar[timesteps].view(-1, *[1] * (x_start.dim() - 1))
-        signal_rate = share.sqrt().to(x_start)
-        noise_rate = (1 - share).sqrt().to(x_start)
+        # The type first: a device may have no float64.
+        signal_rate, noise_rate = (rate.sqrt().to(x_start.dtype).to(x_start.device) for rate in (share, 1 - share))
         return signal_rate * x_start + noise_rate * noise

@@ -1,7 +1,6 @@
 """Detection decoder that refines noisy boxes, and the loops around it. arXiv:2211.09788, Sec. 3.2-3.4, Alg. 1 and 2."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import torch
 from mmdet.registry import MODELS, TASK_UTILS
@@ -13,11 +12,11 @@ from torch import Tensor
 from ..diffusion import sampling_time_pairs
 from ..layers import TimeEmbedding
 from ..post_processing import best_pairs, finish_image, merge_steps
-from ..roi_extractors import BoxFeatures, GatheredFeatures, build_roi_extractor
+from ..roi_extractors import BoxFeatures, build_roi_extractor
+from ..sampling_settings import SamplingSettings
 from ..structures import Detections, SamplingStep, StageOutputs
 from ..task_modules import DrawNormal, global_noise, image_noise, image_sizes, pad_objects, refine_boxes
 from .diffusion_stage import xavier_uniform_linears
-from .sampling_settings import SamplingSettings
 
 
 @MODELS.register_module()
@@ -103,9 +102,7 @@ class DynamicDiffusionHead(BaseModule):
             if proposal_features is None:
                 # All stages add to it, so under autocast it is not in half precision as the RoI features may be.
                 proposal_features = roi_features.mean(1, dtype=weights_dtype).unflatten(0, (num_images, num_proposals))
-            gathered = isinstance(box_features, GatheredFeatures)
-            with box_features.not_kept(roi_features, bboxes, len(self.stages)) if gathered else nullcontext():
-                logits, deltas, proposal_features = stage(roi_features, proposal_features, time)
+            logits, deltas, proposal_features = stage(roi_features, proposal_features, time)
             refined = refine_boxes(bboxes, deltas)
             cls_scores.append(logits)
             all_bboxes.append(refined)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from .host_and_device import exact_float
+
 
 class FlatPyramid(NamedTuple):
     """All levels of a feature pyramid as one table of pixels.
@@ -22,7 +24,7 @@ class FlatPyramid(NamedTuple):
         first_rows (Tensor): where each image of each level begins, int64, shape (L, B).
         heights (Tensor): H_l, int64, shape (L,).
         widths (Tensor): W_l, int64, shape (L,).
-        strides (Tensor): pixels per cell, float64, shape (L,).
+        strides (Tensor): pixels per cell, float64 (float32 on a device without it), shape (L,).
     """
 
     table: Tensor
@@ -51,7 +53,7 @@ def flatten_pyramid(features: tuple[Tensor, ...], strides: tuple[float, ...]) ->
     areas = heights * widths
     images = torch.arange(features[0].size(0), device=device)
     first_rows = (areas.cumsum(0) - areas)[:, None] + areas.sum() * images
-    return FlatPyramid(table, first_rows, heights, widths, _filled(strides, torch.float64, device))
+    return FlatPyramid(table, first_rows, heights, widths, _filled(strides, exact_float(device), device))
 
 
 def _filled(values: Iterable[float], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -85,7 +87,7 @@ def _taps(pyramid: FlatPyramid, bboxes: Tensor, levels: Tensor, output_size: int
     height, width = pyramid.heights[levels], pyramid.widths[levels]
 
     # float64: on a box of 1000 pixels float32 leaves a sample's place on a 4-pixel grid no more than 5 digits.
-    boxes = bboxes.double() / pyramid.strides[levels][..., None] - 0.5
+    boxes = bboxes.to(pyramid.strides.dtype) / pyramid.strides[levels][..., None] - 0.5
     x_cell, x_weight = _axis_samples(boxes[..., 0], boxes[..., 2], width, output_size, sampling_ratio)
     y_cell, y_weight = _axis_samples(boxes[..., 1], boxes[..., 3], height, output_size, sampling_ratio)
     y_row = start[..., None, None] + y_cell * width[..., None, None]
@@ -108,22 +110,22 @@ def _axis_samples(low: Tensor, high: Tensor, size: Tensor, output_size: int,
     """Cells and weights of the bins along one axis.
 
     Args:
-        low (Tensor): start of each box in cells, float64, shape (B, N).
+        low (Tensor): start of each box in cells, float64 (or float32, see above), shape (B, N).
         high (Tensor): its end.
         size (Tensor): number of cells of the box's level, int64, shape (B, N).
         output_size (int): bins P.
         sampling_ratio (int): samples in a bin.
 
     Returns:
-        tuple[Tensor, Tensor]: cells, int64, and weights, float64, each (B, N, P, 2 * sampling_ratio). Samples more
-        than one cell outside the level weigh nothing; nearer ones take the border cell.
+        tuple[Tensor, Tensor]: cells, int64, and weights, of the type of ``low``, each (B, N, P, 2 * sampling_ratio).
+        Samples more than one cell outside the level weigh nothing; nearer ones take the border cell.
     """
     samples = output_size * sampling_ratio
-    fraction = (torch.arange(samples, device=low.device, dtype=torch.float64) + 0.5) / samples
+    fraction = (torch.arange(samples, device=low.device, dtype=low.dtype) + 0.5) / samples
     position = low[..., None] + fraction * (high - low)[..., None]
     size = size[..., None]
     inside = (position >= -1) & (position <= size)
-    position = torch.minimum(position.clamp(min=0), (size - 1).double())
+    position = torch.minimum(position.clamp(min=0), (size - 1).to(low.dtype))
     lower = torch.minimum(position.long().clamp(min=0), size - 1)  # NaN boxes end as NaN features, not as bad rows
     upper = torch.minimum(lower + 1, size - 1)
     share = position - lower

@@ -1,5 +1,9 @@
 """RoI features from the pyramid level that fits a box. Lin et al. 2017 (FPN), arXiv:1612.03144, Eq. (1)."""
 
+import warnings
+from collections.abc import Callable
+from functools import cached_property
+
 import torch
 from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor, SingleRoIExtractor
 from mmdet.registry import MODELS
@@ -11,10 +15,12 @@ from torch import Tensor
 
 import mmcv_stand_in
 
-from ..ops import flatten_pyramid
-from .box_features import BoxFeatures, GatheredFeatures
+from ..ops import exact_float, flatten_pyramid, roi_align_rows
 
 IMPLEMENTATIONS = ('auto', 'gathered', 'mmcv')
+
+BoxFeatures = Callable[[Tensor], Tensor]
+"""Takes boxes, absolute xyxy in pixels, shape (B, N, 4); gives RoI features, bins first, shape (B * N, P * P, C)."""
 
 
 @MODELS.register_module()
@@ -29,8 +35,8 @@ class PyramidRoIExtractor(BaseModule):
         finest_scale (int): a box whose sides average below twice this many pixels goes to the finest level.
         implementation (str): ``gathered`` reads all levels and images at once and never asks the host; ``mmcv`` runs
             mmcv's operator level by level, as MMDetection's ``SingleRoIExtractor``, and asks the host once a level;
-            ``auto`` takes ``mmcv`` on a CUDA device where mmcv's operators are compiled, ``gathered`` elsewhere, and
-            logs which.
+            ``auto`` takes ``mmcv`` on a CUDA device where mmcv's operators are compiled, ``gathered`` elsewhere and
+            where torch is told to be deterministic, and logs which.
 
     Raises:
         ValueError: if a value is no positive integer, strides do not grow, or there is no such implementation.
@@ -66,9 +72,10 @@ class PyramidRoIExtractor(BaseModule):
 
     def implementation_on(self, device: torch.device) -> str:
         """``gathered`` or ``mmcv``, whichever runs on a device."""
-        if self.implementation == 'auto':
-            return 'mmcv' if device.type == 'cuda' and self._has_compiled_operators else 'gathered'
-        return self.implementation
+        if self.implementation != 'auto':
+            return self.implementation
+        fits = device.type == 'cuda' and self._has_compiled_operators
+        return 'mmcv' if fits and not torch.are_deterministic_algorithms_enabled() else 'gathered'
 
     def map_roi_levels(self, bboxes: Tensor) -> Tensor:
         """Level of each box: ``floor(log2(sqrt(area) / finest_scale))``, clamped to the levels there are.
@@ -80,7 +87,7 @@ class PyramidRoIExtractor(BaseModule):
             Tensor: int64, shape (...).
         """
         # float64: boxes on a boundary, such as 28 x 448, round to either side of it in float32.
-        sides = (bboxes[..., 2:] - bboxes[..., :2]).double().clamp(min=0)
+        sides = (bboxes[..., 2:] - bboxes[..., :2]).to(exact_float(bboxes.device)).clamp(min=0)
         octave = torch.log2(sides.prod(-1).sqrt() / self.finest_scale).floor().nan_to_num(nan=0)
         return octave.clamp(min=0, max=self.num_inputs - 1).long()
 
@@ -103,11 +110,17 @@ class PyramidRoIExtractor(BaseModule):
                       f'is {self.implementation!r})', logger='current')
             self._has_told = True
         if implementation == 'mmcv':
-            return self._by_mmcv()(feats)
+            return self._by_mmcv(feats)
         pyramid = flatten_pyramid(_used_levels(feats, self.num_inputs, self.out_channels), self.featmap_strides)
-        return GatheredFeatures(pyramid, self.map_roi_levels, self.output_size, self.sampling_ratio)
 
+        def look_up(bboxes: Tensor) -> Tensor:
+            return roi_align_rows(pyramid, bboxes, self.map_roi_levels(bboxes), self.output_size, self.sampling_ratio)
+
+        return look_up
+
+    @cached_property
     def _by_mmcv(self) -> 'StockRoIExtractor':
+        """Built where it runs, and once; it has no weights and is not among the modules."""
         layer = dict(type='RoIAlign', output_size=self.output_size, sampling_ratio=self.sampling_ratio)
         strides = list(self.featmap_strides)
         return StockRoIExtractor(SingleRoIExtractor(layer, self.out_channels, strides, self.finest_scale))
@@ -157,7 +170,12 @@ class StockRoIExtractor(BaseModule):
         return self.extractor.roi_layers[0].output_size[0]
 
     def forward(self, feats: tuple[Tensor, ...]) -> BoxFeatures:
-        """As :meth:`PyramidRoIExtractor.forward`; float32, since half-precision boxes are off by whole pixels."""
+        """As :meth:`PyramidRoIExtractor.forward`; float32, since half-precision boxes are off by whole pixels.
+
+        Raises:
+            RuntimeError: see :func:`refuse_atomic_adds`.
+        """
+        refuse_atomic_adds(feats[0].device)
         # mmcv's operator reads channels-last maps as if they were channels-first, without a word.
         levels = tuple(level.float().contiguous() for level in _used_levels(feats, self.num_inputs, self.out_channels))
 
@@ -167,6 +185,28 @@ class StockRoIExtractor(BaseModule):
             return self.extractor(levels, bbox2roi(list(ordered.float()))).flatten(2).transpose(1, 2)
 
         return look_up
+
+
+def refuse_atomic_adds(device: torch.device) -> None:
+    """Stop where torch is told to be deterministic and mmcv's operator is not: it has no way to know.
+
+    Its backward pass on a GPU adds the gradients of a pixel in whatever order they come.
+
+    Args:
+        device (torch.device): of the features.
+
+    Raises:
+        RuntimeError: names the cure; a warning where torch's own operators only warn.
+    """
+    is_safe = device.type != 'cuda' or mmcv_stand_in.is_active() or not torch.is_grad_enabled()
+    if is_safe or not torch.are_deterministic_algorithms_enabled():
+        return
+    message = ("mmcv's RoIAlign on a GPU does not give the same gradients twice, but torch is told to be deterministic "
+               "(randomness.deterministic=True). Cure: roi_extractor=dict(type='PyramidRoIExtractor', "
+               "implementation='gathered')")
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise RuntimeError(message)
+    warnings.warn(message, stacklevel=2)
 
 
 def build_roi_extractor(cfg: ConfigType) -> PyramidRoIExtractor | StockRoIExtractor:

@@ -50,7 +50,7 @@ class DiffusionBoxSampler:
         Args:
             objects (PaddedObjects): the batch's objects; only shapes and the device are used.
             num_proposals (int): N, boxes per image.
-            generator (torch.Generator, optional): source of the draws on the objects' device. None: the global one.
+            generator (torch.Generator, optional): source of all draws, on the objects' device. None: the global ones.
 
         Returns:
             TrainingDraws: see there.
@@ -59,9 +59,10 @@ class DiffusionBoxSampler:
         device = objects.bboxes.device
         shape = (num_images, num_proposals, 4)
         draw_padding = torch.rand if self.padding == 'uniform' else torch.randn
-        host_generator = generator if generator is None or generator.device.type == 'cpu' else None
+        timesteps = torch.randint(self.num_train_timesteps, (num_images, ), generator=generator,
+                                  device='cpu' if generator is None else generator.device)
         return TrainingDraws(
-            timesteps=torch.randint(self.num_train_timesteps, (num_images, ), generator=host_generator),
+            timesteps=timesteps.to(torch.device('cpu')),  # from a GPU's generator at the price of a wait
             noise=torch.randn(shape, device=device, generator=generator),
             padding=draw_padding(shape, device=device, generator=generator),
             order=torch.rand((num_images, max_objects), device=device, generator=generator))

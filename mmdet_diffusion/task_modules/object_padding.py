@@ -8,14 +8,14 @@ from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..ops import upload
 from ..structures import PaddedObjects
 
 
 def image_sizes(img_metas: list[dict], device: torch.device) -> Tensor:
     """Width, height, width, height of each image before padding, pixels, float32, shape (B, 4)."""
-    return torch.tensor([[width, height, width, height] for height, width in (meta['img_shape'][:2]
-                                                                              for meta in img_metas)],
-                        dtype=torch.float32, device=device)
+    sizes = [[width, height, width, height] for height, width in (meta['img_shape'][:2] for meta in img_metas)]
+    return upload(torch.tensor(sizes, dtype=torch.float32), device)
 
 
 def pad_objects(batch_data_samples: SampleList, num_classes: int) -> PaddedObjects:

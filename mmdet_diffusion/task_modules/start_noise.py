@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..ops import upload
+
 DrawNormal = Callable[[int], Tensor]
 """Takes a number of boxes N, gives standard normal float32 values of shape (B, N, 4)."""
 
@@ -31,9 +33,8 @@ def image_noise(seed: int, img_metas: Sequence[dict], device: torch.device) -> D
         DrawNormal: see there.
     """
     generators = [torch.Generator().manual_seed(_image_seed(seed, meta)) for meta in img_metas]
-    # Not blocking: a GPU would have to finish all work before the copy.
-    return lambda num_boxes: torch.stack([torch.randn((num_boxes, 4), generator=generator)
-                                          for generator in generators]).to(device, non_blocking=True)
+    return lambda num_boxes: upload(torch.stack([torch.randn((num_boxes, 4), generator=generator)
+                                                 for generator in generators]), device)
 
 
 def _image_seed(seed: int, img_meta: dict) -> int:

@@ -485,6 +485,14 @@ def test_detections_are_sorted_by_score_and_limited_in_number(model, images):
     assert (everything.scores.diff() <= 0).all() and (results.scores.diff() <= 0).all()
 
 
+def test_no_limit_and_no_threshold_are_said_as_in_mmdetection(model, images):
+    unlimited, = detect(model, images[:1], [10], sampling_timesteps=4, seed=0,
+                        **dict(KEEP_ALL, max_per_img=-1, score_thr=None))
+    everything, = detect(model, images[:1], [10], sampling_timesteps=4, seed=0, **KEEP_ALL)
+    assert len(unlimited.scores) == len(everything.scores) == 4 * model.bbox_head.num_proposals
+    assert torch.equal(unlimited.bboxes, everything.bboxes)
+
+
 # The dial -------------------------------------------------------------------------------------------------------------
 
 
@@ -529,8 +537,10 @@ def test_a_value_that_turns_wrong_on_the_built_model_raises_at_the_next_predicti
     ('nms', dict(type='soft', iou_threshold=0.5)),  # there is a soft_nms
     ('nms', 0.5),
     ('eta', 'one'),
-    ('score_thr', None),
     ('max_per_img', 0),
+    ('max_per_img', -2),
+    ('max_per_img', 2.0),
+    ('max_per_img', True),
     ('max_per_img', None),
     ('min_bbox_size', -1),
     ('seed', 'one'),

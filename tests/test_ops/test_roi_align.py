@@ -1,5 +1,6 @@
 """RoIAlign of a pyramid, against mmcv's operator and against plain loops."""
 
+import copy
 import math
 from unittest import mock
 
@@ -8,10 +9,17 @@ import torch
 from mmcv.ops import RoIAlign
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.structures.bbox import bbox2roi
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmcv_stand_in
 from mmdet_diffusion.ops import flatten_pyramid, roi_align_rows
-from mmdet_diffusion.roi_extractors import PyramidRoIExtractor, StockRoIExtractor, build_roi_extractor
+from mmdet_diffusion.roi_extractors import (
+    PyramidRoIExtractor,
+    StockRoIExtractor,
+    build_roi_extractor,
+    pyramid_roi_extractor,
+)
+from mmdet_diffusion.roi_extractors.pyramid_roi_extractor import refuse_atomic_adds
 from mmdet_diffusion.testing import random_boxes
 
 IMG_SHAPE = (100, 132)
@@ -386,6 +394,99 @@ def test_the_extractor_says_once_which_implementation_runs():
         extractor(features)
     assert told.call_count == 1
     assert "on cpu: gathered (implementation of the roi_extractor is 'auto')" in told.call_args.args[0]
+
+
+def test_mmcvs_extractor_is_built_once_and_has_no_part_in_the_state(monkeypatch):
+    built = []
+    monkeypatch.setattr(pyramid_roi_extractor, 'SingleRoIExtractor',
+                        lambda *args: built.append(None) or SingleRoIExtractor(*args))
+    extractor, features = PyramidRoIExtractor(out_channels=3, implementation='mmcv'), make_features(4)
+    assert not built
+    for _ in range(3):
+        extractor(features)
+    assert len(built) == 1
+    assert not extractor.state_dict() and list(extractor.modules()) == [extractor]
+    copied = copy.deepcopy(extractor)
+    assert torch.equal(copied(features)(mixed_boxes()), extractor(features)(mixed_boxes()))
+
+
+# Determinism ----------------------------------------------------------------------------------------------------------
+
+CUDA = torch.device('cuda')
+
+
+@pytest.fixture
+def compiled_operators(monkeypatch):
+    monkeypatch.setattr(mmcv_stand_in, 'is_active', lambda: False)
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_the_gathered_implementation_is_taken_where_torch_is_to_be_deterministic(compiled_operators, deterministic):
+    extractor = PyramidRoIExtractor()
+    assert extractor.implementation_on(CUDA) == 'gathered'
+    torch.use_deterministic_algorithms(False)
+    assert extractor.implementation_on(CUDA) == 'mmcv'
+
+
+def test_mmcvs_operator_on_a_gpu_is_refused_where_torch_is_to_be_deterministic(compiled_operators, deterministic):
+    with pytest.raises(RuntimeError, match="deterministic.*implementation='gathered'"):
+        refuse_atomic_adds(CUDA)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with pytest.warns(UserWarning, match="deterministic.*implementation='gathered'"):
+        refuse_atomic_adds(CUDA)
+
+
+def test_mmcvs_operator_is_let_be_where_it_adds_in_order(compiled_operators, deterministic, monkeypatch):
+    refuse_atomic_adds(torch.device('cpu'))
+    with torch.no_grad():  # only its backward pass has no order
+        refuse_atomic_adds(CUDA)
+    monkeypatch.setattr(mmcv_stand_in, 'is_active', lambda: True)
+    refuse_atomic_adds(CUDA)
+    torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(mmcv_stand_in, 'is_active', lambda: False)
+    refuse_atomic_adds(CUDA)
+
+
+@pytest.mark.parametrize('extractor', [PyramidRoIExtractor(out_channels=3, implementation='mmcv'),
+                                       StockRoIExtractor(extractors()[1])], ids=['pyramid', 'stock'])
+def test_each_way_to_mmcvs_operator_asks_whether_it_may_run(monkeypatch, extractor):
+    asked = []
+    monkeypatch.setattr(pyramid_roi_extractor, 'refuse_atomic_adds', asked.append)
+    features = make_features(4)
+    extractor(features)
+    assert asked == [features[0].device]
+
+
+class Operators(TorchDispatchMode):
+    """Names of what is dispatched."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func._schema.name.split('::')[1].strip('_'))
+        return func(*args, **(kwargs or {}))
+
+
+ADDED_IN_ANY_ORDER = {
+    'index_add', 'scatter_add', 'scatter_reduce', 'index_reduce', 'index_put', 'index_put_impl', 'put',
+    'embedding_bag_backward', 'embedding_bag_dense_backward', 'embedding_dense_backward'}
+
+
+def test_gathered_features_and_gradients_use_no_operator_that_adds_in_any_order(deterministic):
+    features = make_features(4, dtype=torch.float32)
+    with Operators() as used:
+        value = PyramidRoIExtractor(out_channels=3, implementation='gathered')(features)(mixed_boxes())
+        torch.autograd.grad(value.square().sum(), features)
+    assert 'embedding_bag_forward_only' in used.names or 'embedding_bag' in used.names
+    assert not used.names & ADDED_IN_ANY_ORDER
 
 
 class LookUp(torch.nn.Module):

@@ -1,13 +1,15 @@
 """``test_cfg`` of the head, checked: the dial of one trained model (arXiv:2211.09788, Sec. 4.2, once for all)."""
 
+from functools import partial
 from typing import NamedTuple
 
 from mmdet.utils import OptConfigType
 
-from ..diffusion import sampling_time_pairs
+from .diffusion import sampling_time_pairs
 
 ENSEMBLES = ('all', 'all_but_last', 'last')
 NMS_TYPES = ('nms', 'soft_nms')
+NO_LIMIT = -1  # MMDetection's number, of max_per_img
 
 
 class SamplingSettings(NamedTuple):
@@ -19,9 +21,9 @@ class SamplingSettings(NamedTuple):
         eta (float): 0 is deterministic DDIM, 1 the ancestral sampler.
         renewal_score_thr (float, optional): boxes whose best score is at or below it become noise. None: no renewal.
         ensemble (str): steps whose detections count: ``all``, ``all_but_last`` (as the authors' code), ``last``.
-        score_thr (float): detections at or below it are dropped.
+        score_thr (float, optional): detections at or below it are dropped. None: whatever their score, they stay.
         nms (dict, optional): of mmcv's ``batched_nms``. None: no suppression.
-        max_per_img (int): detections kept per image.
+        max_per_img (int): detections kept per image; -1: all, as in MMDetection.
         min_bbox_size (float): boxes with a side at or below it, in pixels of the network input, are dropped.
         seed (int, optional): each image draws from its own generator, made from it and the image's id.
     """
@@ -31,7 +33,7 @@ class SamplingSettings(NamedTuple):
     eta: float = 1.0
     renewal_score_thr: float | None = 0.5
     ensemble: str = 'all'
-    score_thr: float = 0.0
+    score_thr: float | None = 0.0
     nms: dict | None = None
     max_per_img: int = 300
     min_bbox_size: float = 0
@@ -60,25 +62,39 @@ class SamplingSettings(NamedTuple):
             values['num_proposals'] = num_proposals
         settings = cls(**values)
         sampling_time_pairs(num_train_timesteps, settings.sampling_timesteps)
-        settings._check()
+        settings.check('test_cfg')
         return settings
 
-    def _check(self) -> None:
-        for key in ('num_proposals', 'max_per_img'):
-            value = getattr(self, key)
-            _require(_is_number(value) and isinstance(value, int) and value >= 1, key, value,
-                     'an integer of at least 1')
-        _require(_is_number(self.eta) and 0 <= self.eta <= 1, 'eta', self.eta, 'a number in 0..1')
-        _require(self.ensemble in ENSEMBLES, 'ensemble', self.ensemble, f'one of {", ".join(ENSEMBLES)}')
+    @property
+    def best(self) -> slice:
+        """The detections that are kept of those by falling score."""
+        return slice(None if self.max_per_img == NO_LIMIT else self.max_per_img)
+
+    def check(self, origin: str) -> None:
+        """Refuse values out of range.
+
+        Args:
+            origin (str): where they stand in the config, for the message.
+
+        Raises:
+            ValueError: names the key, the value and what is allowed.
+        """
+        require = partial(_require, origin)
+        require(_is_count(self.num_proposals), 'num_proposals', self.num_proposals, 'an integer of at least 1')
+        require(_is_count(self.max_per_img) or self.max_per_img == NO_LIMIT, 'max_per_img', self.max_per_img,
+                 'an integer of at least 1, or -1 for no limit')
+        require(_is_number(self.eta) and 0 <= self.eta <= 1, 'eta', self.eta, 'a number in 0..1')
+        require(self.ensemble in ENSEMBLES, 'ensemble', self.ensemble, f'one of {", ".join(ENSEMBLES)}')
         renewal = self.renewal_score_thr
-        _require(renewal is None or (_is_number(renewal) and 0 <= renewal <= 1), 'renewal_score_thr', renewal,
+        require(renewal is None or (_is_number(renewal) and 0 <= renewal <= 1), 'renewal_score_thr', renewal,
                  'a number in 0..1, or None for no renewal')
-        _require(_is_number(self.score_thr) and 0 <= self.score_thr < 1, 'score_thr', self.score_thr,
-                 'a number from 0 to below 1')
-        _require(_is_number(self.min_bbox_size) and self.min_bbox_size >= 0, 'min_bbox_size', self.min_bbox_size,
+        threshold = self.score_thr
+        require(threshold is None or (_is_number(threshold) and 0 <= threshold < 1), 'score_thr', threshold,
+                 'a number from 0 to below 1, or None for no threshold')
+        require(_is_number(self.min_bbox_size) and self.min_bbox_size >= 0, 'min_bbox_size', self.min_bbox_size,
                  'a number of at least 0')
-        _require(self.seed is None or isinstance(self.seed, int), 'seed', self.seed, 'an integer or None')
-        _require(self.nms is None or _is_nms(self.nms), 'nms', self.nms,
+        require(self.seed is None or isinstance(self.seed, int), 'seed', self.seed, 'an integer or None')
+        require(self.nms is None or _is_nms(self.nms), 'nms', self.nms,
                  "None or a dict such as dict(type='nms', iou_threshold=0.5); types: nms, soft_nms")
 
 
@@ -86,10 +102,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def _is_nms(value: object) -> bool:
     return isinstance(value, dict) and _is_number(value.get('iou_threshold')) and value.get('type', 'nms') in NMS_TYPES
 
 
-def _require(holds: bool, key: str, value: object, allowed: str) -> None:
+def _require(origin: str, holds: bool, key: str, value: object, allowed: str) -> None:
     if not holds:
-        raise ValueError(f'test_cfg.{key} must be {allowed}, got {value!r}')
+        raise ValueError(f'{origin}.{key} must be {allowed}, got {value!r}')
