@@ -1,6 +1,8 @@
 """Noisy boxes for training, steps of sampling."""
 
 import math
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -222,6 +224,23 @@ def test_draws_from_a_generator_leave_the_global_one_alone():
     before = torch.get_rng_state()
     draws_of(DiffusionBoxSampler(), objects_of((2, )), 10)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize('padding', PADDINGS)
+def test_a_generator_of_another_device_draws_the_steps_too(monkeypatch, padding):
+    """As one of a GPU, which no build for CPUs can make; torch's factories give what they are asked for on the host."""
+    objects = PaddedObjects(*(value.to('meta') for value in objects_of((3, 0))))
+    generator, asked = SimpleNamespace(device=torch.device('meta')), []
+
+    def draw(factory, *args, device, generator):
+        asked.append((torch.device(device), generator))
+        return factory(*args)
+
+    for factory in (torch.rand, torch.randn, torch.randint):
+        monkeypatch.setattr(torch, factory.__name__, partial(draw, factory))
+    draws = DiffusionBoxSampler(padding=padding).draw_training(objects, 10, generator)
+    assert asked == [(generator.device, generator)] * len(draws)
+    assert draws.timesteps.device.type == 'cpu' and draws.timesteps.shape == (2, )
 
 
 def test_draws_without_a_generator_follow_the_global_one():

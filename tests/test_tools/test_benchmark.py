@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmdet_diffusion import half_precision
 from mmdet_diffusion.testing import REPOSITORY, load_tool
 
-growth, benchmark, comparison, models, rows, timing, matrix_products = (
+growth, benchmark, comparison, models, rows, suppression, timing, matrix_products = (
     load_tool(f'analysis_tools/{name}.py') for name in (
         'benchmark_growth', 'benchmark_head', 'benchmark_comparison', 'benchmark_models', 'benchmark_rows',
-        'benchmark_timing', 'matrix_products'))
+        'benchmark_suppression', 'benchmark_timing', 'matrix_products'))
 
 NAME = 'diffusiondet_r18_fpn_1xb4-4k_shapes'
 CONFIG = str(REPOSITORY / 'configs' / 'diffusiondet' / f'{NAME}.py')
@@ -49,12 +49,44 @@ def test_the_table_has_every_row_with_its_verdict(result):
     starts = ('RoI features of one stage', 'the same, of a later stage', 'the same, forward + backward',
               'head, 1 step, 30 boxes', 'head, 2 steps, 30 boxes', 'head, 1 step, over its matrix products',
               'training step', 'matching + losses', 'whole inference, image to detections, 1 step',
-              'whole inference, image to detections, 2 steps', 'peak memory of a training step')
+              'whole inference, image to detections, 2 steps',
+              *(f'post-processing, {number} classes, {steps}, 30 boxes, 1 x NMS'
+                for number in (80, 365, 1203) for steps in ('1 step', '2 steps')),
+              'peak memory of a training step')
     starts += ('head in bfloat16', *['whole inference in bfloat16'] * 2) * in_half
     lines = [line for line in printed.splitlines() if line.startswith(tuple(f'| {start}' for start in starts))]
     assert len(lines) == len(starts) == len(saved['rows'])
     assert all(row['what'].startswith(start) for row, start in zip(saved['rows'], starts, strict=True))
     assert all(line.split('|')[-2].strip() in ('no', 'least', 'aim') for line in lines)
+
+
+@pytest.mark.parametrize('steps', [1, 4])
+@pytest.mark.parametrize('num_classes', [80, 1203])
+def test_post_processing_is_compared_with_a_call_of_nms_for_each_class_present(num_classes, steps):
+    sides = suppression.suppression(models.QUICK, num_classes, steps, CPU)
+    detections = sides.ours.args[0]
+    assert len(detections.labels) == 30 * steps
+    assert (sides.calls, sides.calls_by_class) == (1, len(detections.labels.unique()))
+
+
+def test_two_ways_of_suppression_that_keep_other_boxes_are_an_error(monkeypatch):
+    monkeypatch.setattr(suppression, 'class_by_class', lambda bboxes, scores, labels, nms: scores.sort(descending=True))
+    with pytest.raises(RuntimeError, match='keep different boxes'):
+        suppression.suppression(models.Sizes(), 2, 1, CPU)
+
+
+def test_rows_are_chosen_by_name(tmp_path, capsys):
+    file = tmp_path / 'rows.json'
+    assert benchmark.main([CONFIG, '--quick', '--rows', 'post_processing', '--out', str(file)]) == 0
+    saved = json.loads(file.read_text())
+    assert len(saved['rows']) == 6 and all(row['what'].startswith('post-processing') for row in saved['rows'])
+    assert saved['operators'] == [] and 'where it waits' not in capsys.readouterr().out
+
+
+def test_a_row_that_there_is_not_is_refused_with_the_names(capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main([CONFIG, '--rows', 'nothing'])
+    assert "invalid choice: 'nothing' (choose from" in capsys.readouterr().err
 
 
 def test_rows_in_half_precision_compare_the_model_with_itself(monkeypatch):

@@ -17,7 +17,7 @@ import torch
 from benchmark_comparison import Row
 from benchmark_models import QUICK, Sizes
 from benchmark_operators import operator_counts
-from benchmark_rows import HALF, Bench, all_rows
+from benchmark_rows import HALF, Bench, all_rows, row_name
 from benchmark_timing import environment
 from mmengine.config import Config, DictAction
 
@@ -31,6 +31,7 @@ NOTES = (
     'Boxes of the RoI and head rows have sides from 16 pixels to those of the image, log-uniform, and so have those '
     'that renewal draws. Whole inference starts from noise.',
     'In half precision: model.test_dtype with channels_last against the float32 default, where the device has it.',
+    'Post-processing starts from detections of all steps, boxes of the sizes of objects, every class as likely as any.',
     'A training step is forward, backward and optimiser. Matching + losses are forward and backward to the outputs of '
     'the head, held against a training step whose forward and backward are scaled up by the number of images, while '
     'clipping and optimiser are paid once.',
@@ -64,12 +65,13 @@ def operator_table(counts: list[dict]) -> str:
     return '\n'.join(lines)
 
 
-def measure_all(bench: Bench) -> list[Row]:
-    """All comparisons; says on stderr how far it is, since they take minutes."""
+def measure_all(bench: Bench, names: list[str] | None = None) -> list[Row]:
+    """All comparisons, or those of some names; says on stderr how far it is, since they take minutes."""
     lack = missing_support(bench.device, HALF_DTYPES[HALF])
-    if lack is not None:
+    if lack is not None and names is None:
         print(f'not measured in {HALF}: {lack}', file=sys.stderr)
     rows, measures = [], all_rows(bench.sizes.steps, half=lack is None)
+    measures = [measure for measure in measures if names is None or row_name(measure) in names]
     for number, measure in enumerate(measures, 1):
         rows.append(measure(bench))
         print(f'{number}/{len(measures)} {rows[-1].what}', file=sys.stderr, flush=True)
@@ -95,6 +97,9 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     parser.add_argument('--steps', type=int, help=f'where there are several, {Sizes().steps} unless given')
     parser.add_argument('--repetitions', type=int, default=MIN_REPETITIONS,
                         help=f'of each time, at least {MIN_REPETITIONS}')
+    names = list(dict.fromkeys(map(row_name, all_rows(2, half=True))))
+    parser.add_argument('--rows', nargs='+', choices=names, metavar='NAME',
+                        help='these alone, of %(choices)s; operators are not counted then')
     parser.add_argument('--memory-runs', type=int, help='processes per side, 2 unless given, 1 with --quick')
     parser.add_argument('--freed-memory', choices=('kept', 'returned'), default='kept',
                         help='on a CPU: kept for later tensors as tools/train.py does, or left to the C library')
@@ -153,11 +158,12 @@ def main(argv: list[str] | None = None) -> int:
                         quick=str(args.quick))
     print(', '.join(f'{name}: {value}' for name, value in surroundings.items()) + '\n')
     try:
-        rows = measure_all(bench)
+        rows = measure_all(bench, args.rows)
     except ValueError as error:
         parser.error(str(error))
-    counts = operator_counts(bench)
-    print(table(rows), operator_table(counts), '\n'.join(f'- {note}' for note in NOTES), sep='\n\n')
+    counts = operator_counts(bench) if args.rows is None else []
+    tables = [table(rows), *([operator_table(counts)] if counts else []), '\n'.join(f'- {note}' for note in NOTES)]
+    print(*tables, sep='\n\n')
     if args.out:
         result = dict(environment=surroundings, sizes=sizes._asdict(), rows=[as_record(row) for row in rows],
                       operators=counts, notes=NOTES)

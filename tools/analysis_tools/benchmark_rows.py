@@ -22,6 +22,7 @@ from benchmark_models import (
     sampling,
     training_step,
 )
+from benchmark_suppression import suppression
 from benchmark_timing import Samples, interleave
 from matrix_products import record_products
 from mmengine.config import Config
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from mmdet_diffusion.half_precision import HALF_DTYPES, half_precision
 
 HALF = 'bfloat16'
+CLASS_COUNTS = (80, 365, 1203)  # of COCO, Objects365 and LVIS
 MEMORY_SCRIPT = Path(__file__).with_name('training_memory.py')
 
 
@@ -198,6 +200,14 @@ def inference_in_half_precision(bench: Bench, steps: int, target: Target) -> Row
                target)
 
 
+def post_processing(bench: Bench, num_classes: int, steps: int) -> Row:
+    """From the detections of all steps to those of an image, with the number of calls of NMS."""
+    sides = suppression(bench.sizes, num_classes, steps, bench.device)
+    ours, by_class = bench.time(sides.ours, sides.by_class)
+    return Row(f'post-processing, {num_classes} classes, {steps_text(steps)}, {bench.sizes.boxes} boxes, '
+               f'{sides.calls} x NMS', ours, f'{sides.calls_by_class} x NMS, once a class', by_class, Target(1.0, 5.0))
+
+
 def peak_memory(bench: Bench) -> Row:
     """Peak of a model and its training steps, each time in a process of its own."""
     sides = ([], [])
@@ -221,12 +231,19 @@ def all_rows(steps: int, *, half: bool) -> list[Callable[[Bench], Row]]:
         head_over_products, training, matching_share,
         partial(inference, steps=1, target=Target(1.4, 1.7)),
         partial(inference, steps=steps, target=Target(2.5, 3.5)),
+        *(partial(post_processing, num_classes=number, steps=several) for number in CLASS_COUNTS
+          for several in (1, steps)),
         peak_memory,
     ]
     if half:
         rows += [head_in_half_precision, partial(inference_in_half_precision, steps=1, target=Target(1.8, 2.0)),
                  partial(inference_in_half_precision, steps=steps, target=Target(1.7, 2.0))]
     return rows
+
+
+def row_name(measure: Callable[[Bench], Row]) -> str:
+    """By which a command line chooses it; rows of one kind share it."""
+    return getattr(measure, 'func', measure).__name__
 
 
 def _look_up(extractor: nn.Module, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
