@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import cuda_autocast
 import torch
 from mmengine.logging import MMLogger
 from torch import nn
@@ -24,7 +25,7 @@ import mmdet_diffusion.heads.dynamic_diffusion_head as head_module
 from mmdet_diffusion.diffusion import CosineNoiseSchedule
 from mmdet_diffusion.losses import FederatedLoss
 from mmdet_diffusion.ops import host_and_device, roi_align
-from mmdet_diffusion.task_modules import object_padding, start_noise
+from mmdet_diffusion.task_modules import object_padding, refine_boxes, start_noise
 from mmdet_diffusion.testing import build_detector, data_sample, load_config, small_model_cfg
 
 DEVICE = 'fakegpu'
@@ -179,6 +180,13 @@ CASES = {
        for steps in (1, 3) for seed in (None, 3)},
 }
 
+AUTOCAST = {
+    'training in bfloat16': lambda: train(autocast=torch.bfloat16),
+    'training in float16': lambda: train(autocast=torch.float16),
+    'sampling in bfloat16': lambda: sample(3, autocast=torch.bfloat16),
+    'sampling in float16': lambda: sample(3, autocast=torch.float16),
+}
+
 
 # Planted faults -------------------------------------------------------------------------------------------------------
 
@@ -228,6 +236,14 @@ def seeded_noise_on_the_host():
         return sample(3, seed=3)
 
 
+def boxes_in_half_precision():
+    def rounded(bboxes, deltas):
+        return refine_boxes(bboxes, deltas).to(deltas.dtype)
+
+    with mock.patch.object(head_module, 'refine_boxes', rounded):
+        return sample(3, autocast=torch.bfloat16)
+
+
 def outcome(run):
     """What a case gives, or the error that it raises."""
     try:
@@ -247,6 +263,10 @@ def main():
             faults[f'{fault}, {kind}'] = outcome(run)
     faults['seeded noise on the host, sampling'] = outcome(seeded_noise_on_the_host)
     results['faults'] = faults
+    registered = cuda_autocast.register(DEVICE)
+    results['autocast'] = {name: outcome(run) for name, run in AUTOCAST.items()}
+    faults['boxes in half precision'] = outcome(boxes_in_half_precision)
+    del registered
     with mock.patch.object(host_and_device, 'WITHOUT_FLOAT64', {DEVICE}):
         results['without float64'] = {name: outcome(run) for name, run in (
             ('training', train), ('sampling', lambda: sample(3)), ('seeded sampling', lambda: sample(3, seed=3)))}

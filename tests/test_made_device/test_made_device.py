@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_device import CASES, FAULTS, RUNS
+from made_device import AUTOCAST, CASES, FAULTS, RUNS
 
 from mmdet_diffusion.testing import REPOSITORY
 
 backend = pytest.importorskip('torch.utils.backend_registration')
-HAS_BACKEND = hasattr(backend, '_setup_privateuseone_for_python_backend') and hasattr(torch._C,
-                                                                                     '_set_only_lift_cpu_tensors')
+HAS_BACKEND = (hasattr(backend, '_setup_privateuseone_for_python_backend')
+               and hasattr(torch._C, '_set_only_lift_cpu_tensors') and hasattr(torch.library.Library, 'fallback'))
 pytestmark = pytest.mark.skipif(not HAS_BACKEND, reason='this torch has no backend in Python')
 
 MISMATCH = 'FakeTensorDeviceMismatchError'
@@ -65,6 +65,29 @@ def test_the_losses_of_the_auxiliary_head_are_among_them(results):
 @pytest.mark.parametrize('fault', [*EXPECTED, 'seeded noise on the host, sampling'])
 def test_a_planted_fault_is_found(results, fault):
     assert results['faults'][fault]['error'] == MISMATCH, results['faults'][fault]
+
+
+@pytest.mark.parametrize('name', AUTOCAST)
+def test_types_under_the_autocast_of_cuda(results, name):
+    """Products in half precision; boxes, norms, matching, losses and gradients in float32."""
+    found, half = results['autocast'][name], name.split()[-1]
+    assert found['error'] is None, found['message']
+    types = found['operators']
+    assert types['convolution'] == types['addmm'] == [half] and half in types['bmm']
+    assert types['native_layer_norm'] == ['float32']
+    if name.startswith('sampling'):
+        assert {value[1] for image in found['detections'] for value in image} == {'torch.float32', 'torch.int64'}
+        assert set(types['_embedding_bag_forward_only']) == {half, 'int32'}  # as the product that takes it
+    else:
+        assert found['lacking'] == []
+        assert found['loss_dtypes'] == found['gradient_dtypes'] == ['torch.float32']
+        assert types['_cdist_forward'] == ['float32']
+        assert set(types['_embedding_bag']) | set(types['_embedding_bag_forward_only']) == {'float32', 'int32', 'int64'}
+
+
+def test_boxes_in_half_precision_would_be_found(results):
+    found = results['faults']['boxes in half precision']
+    assert found['error'] is None and found['detections'][0][0][1] == 'torch.bfloat16'
 
 
 @pytest.mark.parametrize('name', ['training', 'sampling', 'seeded sampling'])
