@@ -1,5 +1,6 @@
 """Post-processing of one image with many classes: one call of NMS for all of them, or one for each that is present."""
 
+import mmdet_diffusion  # noqa: F401  isort: skip  first: it makes the operators of mmcv available
 import importlib
 from collections.abc import Callable
 from contextlib import contextmanager
