@@ -6,6 +6,7 @@ from mmdet.utils import OptConfigType
 
 from ..diffusion import sampling_time_pairs
 
+START_NOISES = ('random', 'even')
 ENSEMBLES = ('all', 'all_but_last', 'last')
 NMS_TYPES = ('nms', 'soft_nms')
 
@@ -16,6 +17,8 @@ class SamplingSettings(NamedTuple):
     Attributes:
         num_proposals (int): N_eval, boxes per image; None in the config means as trained.
         sampling_timesteps (int): steps, 1..T.
+        start_noise (str): ``random`` draws every start box on its own, ``even`` spreads those of an image over their
+            law (:func:`even_noise`): fewer objects without a box near them, and less luck in a seed.
         eta (float): 0 is deterministic DDIM, 1 the ancestral sampler.
         renewal_score_thr (float, optional): boxes whose best score is at or below it become noise. None: no renewal.
         ensemble (str): steps whose detections count: ``all``, ``all_but_last`` (as the authors' code), ``last``.
@@ -28,6 +31,7 @@ class SamplingSettings(NamedTuple):
 
     num_proposals: int
     sampling_timesteps: int = 1
+    start_noise: str = 'random'
     eta: float = 1.0
     renewal_score_thr: float | None = 0.5
     ensemble: str = 'all'
@@ -69,6 +73,7 @@ class SamplingSettings(NamedTuple):
             _require(_is_number(value) and isinstance(value, int) and value >= 1, key, value,
                      'an integer of at least 1')
         _require(_is_number(self.eta) and 0 <= self.eta <= 1, 'eta', self.eta, 'a number in 0..1')
+        _require(self.start_noise in START_NOISES, 'start_noise', self.start_noise, f'one of {", ".join(START_NOISES)}')
         _require(self.ensemble in ENSEMBLES, 'ensemble', self.ensemble, f'one of {", ".join(ENSEMBLES)}')
         renewal = self.renewal_score_thr
         _require(renewal is None or (_is_number(renewal) and 0 <= renewal <= 1), 'renewal_score_thr', renewal,
