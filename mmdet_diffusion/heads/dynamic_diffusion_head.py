@@ -15,8 +15,16 @@ from ..layers import TimeEmbedding
 from ..post_processing import best_pairs, finish_image, merge_steps
 from ..roi_extractors import BoxFeatures, GatheredFeatures, build_roi_extractor
 from ..structures import Detections, SamplingStep, StageOutputs
-from ..task_modules import (DrawNormal, even_noise, global_noise, image_noise, image_sizes, pad_objects, refine_boxes,
-                            repeat_objects)
+from ..task_modules import (
+    DrawNormal,
+    even_noise,
+    global_noise,
+    image_noise,
+    image_sizes,
+    pad_objects,
+    refine_boxes,
+    repeat_objects,
+)
 from .diffusion_stage import xavier_uniform_linears
 from .sampling_settings import SamplingSettings
 from .training_settings import TrainingSettings

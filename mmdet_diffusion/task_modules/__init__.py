@@ -11,6 +11,7 @@ from .size_bbox_coder import SizeBBoxCoder
 from .start_noise import DrawNormal, global_noise, image_noise
 
 __all__ = [
-    'DiffusionBoxSampler', 'DrawNormal', 'DynamicKAssigner', 'MatchCostWeights', 'SignalBBoxCoder', 'SizeBBoxCoder', 'even_noise', 'global_noise',
-    'image_noise', 'image_sizes', 'match_queries', 'pad_objects', 'refine_boxes', 'repeat_objects'
+    'DiffusionBoxSampler', 'DrawNormal', 'DynamicKAssigner', 'MatchCostWeights', 'SignalBBoxCoder', 'SizeBBoxCoder',
+    'even_noise', 'global_noise', 'image_noise', 'image_sizes', 'match_queries', 'pad_objects', 'refine_boxes',
+    'repeat_objects'
 ]

@@ -68,7 +68,7 @@ def measure_sizes(content: dict) -> Sizes:
         raise ValueError(f'an image or annotation is not as in COCO files ({type(error).__name__}: {error})') from error
     if len(scales) < 2:
         raise ValueError(f'it has {len(scales)} objects with an area; sizes need two at least, and mean little below '
-                         'about 50: keep the paper\'s frame, box_sampler.signal_scale=2.0, for such a set')
+                         "about 50: keep the paper's frame, box_sampler.signal_scale=2.0, for such a set")
     return Sizes(len(scales), _law(scales), _law(aspects))
 
 
