@@ -7,6 +7,7 @@ from mmdet.utils import OptConfigType
 
 from .diffusion import sampling_time_pairs
 
+START_NOISES = ('random', 'even')
 ENSEMBLES = ('all', 'all_but_last', 'last')
 NMS_TYPES = ('nms', 'soft_nms')
 NO_LIMIT = -1  # MMDetection's number, of max_per_img
@@ -18,6 +19,8 @@ class SamplingSettings(NamedTuple):
     Attributes:
         num_proposals (int): N_eval, boxes per image; None in the config means as trained.
         sampling_timesteps (int): steps, 1..T.
+        start_noise (str): ``random`` draws every start box on its own, ``even`` spreads those of an image over their
+            law (:func:`even_noise`): fewer objects without a box near them, and less luck in a seed.
         eta (float): 0 is deterministic DDIM, 1 the ancestral sampler.
         renewal_score_thr (float, optional): boxes whose best score is at or below it become noise. None: no renewal.
         ensemble (str): steps whose detections count: ``all``, ``all_but_last`` (as the authors' code), ``last``.
@@ -30,6 +33,7 @@ class SamplingSettings(NamedTuple):
 
     num_proposals: int
     sampling_timesteps: int = 1
+    start_noise: str = 'random'
     eta: float = 1.0
     renewal_score_thr: float | None = 0.5
     ensemble: str = 'all'
@@ -84,6 +88,7 @@ class SamplingSettings(NamedTuple):
         require(_is_count(self.max_per_img) or self.max_per_img == NO_LIMIT, 'max_per_img', self.max_per_img,
                  'an integer of at least 1, or -1 for no limit')
         require(_is_number(self.eta) and 0 <= self.eta <= 1, 'eta', self.eta, 'a number in 0..1')
+        require(self.start_noise in START_NOISES, 'start_noise', self.start_noise, f'one of {", ".join(START_NOISES)}')
         require(self.ensemble in ENSEMBLES, 'ensemble', self.ensemble, f'one of {", ".join(ENSEMBLES)}')
         renewal = self.renewal_score_thr
         require(renewal is None or (_is_number(renewal) and 0 <= renewal <= 1), 'renewal_score_thr', renewal,

@@ -37,6 +37,8 @@ COMMANDS = (
             'SRC.pth DST.pth --check diffusiondet_r50_fpn_8xb2-450k_coco'),
     Command('shapes', 'dataset_converters/make_shapes.py', 'make a small detection set, to try things on',
             'data/shapes --num-train 800 --num-val 200'),
+    Command('sizes', 'analysis_tools/measure_sizes.py', "measure a data set's objects: lines for a config",
+            'data/bccd/annotations/train.json', needs_openmmlab=False),
     Command('configs', 'misc/configs.py', 'list, show or copy the configs',
             'copy diffusiondet_r50_fpn_8xb2-450k_coco my_configs', needs_openmmlab=False),
     Command('doctor', 'misc/check_environment.py', 'find the first fault of an installation, with its cure', '',

@@ -14,6 +14,7 @@ import mmcv_stand_in
 
 from ..half_precision import half_dtype, half_precision
 from ..structures import StageOutputs
+from .auxiliary_levels import AuxiliaryLevels
 from .pyramid_check import check_pyramid, check_pyramid_at_build, pyramid_source
 
 
@@ -30,7 +31,9 @@ class DiffusionDet(SingleStageDetector):
         data_preprocessor (OptConfigType): such as ``DetDataPreprocessor``.
         auxiliary_head (OptConfigType): a dense head of MMDetection's, such as ``FCOSHead``, that learns from the same
             features and is not used for detection. Its losses teach a backbone without pre-trained weights at every
-            pixel, where the diffusion head does so at a few boxes (after Zong et al. 2023, arXiv:2211.12860).
+            pixel, where the diffusion head does so at a few boxes (after Zong et al. 2023, arXiv:2211.12860). It learns
+            from the levels whose strides it has.
+        auxiliary_weight (float): of its losses.
         channels_last (bool): keep images and the weights of convolutions in that layout: faster on a CPU, and on a GPU
             in half precision. Not with compiled operators of mmcv's, which refuse the layout or misread it. To resume a
             training with a ``fused`` optimiser, leave this as it was: torch pairs the memory of weights and states.
@@ -41,12 +44,13 @@ class DiffusionDet(SingleStageDetector):
 
     Raises:
         ValueError: if number, channels or strides of the levels do not fit the head (see :func:`check_pyramid`), or
-            ``channels_last`` is set and a part has compiled operators of mmcv's, or there is no such ``test_dtype``.
+            ``channels_last`` is set and a part has compiled operators of mmcv's, or there is no such ``test_dtype``, or
+            the auxiliary head's strides are not of the pyramid.
     """
 
     def __init__(self, *, backbone: ConfigType, neck: OptConfigType = None, bbox_head: ConfigType,
-                 auxiliary_head: OptConfigType = None, train_cfg: OptConfigType = None, test_cfg: OptConfigType = None,
-                 data_preprocessor: OptConfigType = None, channels_last: bool = False,
+                 auxiliary_head: OptConfigType = None, auxiliary_weight: float = 1.0, train_cfg: OptConfigType = None,
+                 test_cfg: OptConfigType = None, data_preprocessor: OptConfigType = None, channels_last: bool = False,
                  test_dtype: str | None = None, init_cfg: OptMultiConfig = None) -> None:
         self._test_dtype = None if test_dtype is None else half_dtype(test_dtype, 'model.test_dtype')
         super().__init__(backbone=backbone, neck=neck, bbox_head=bbox_head, train_cfg=train_cfg, test_cfg=test_cfg,
@@ -59,7 +63,12 @@ class DiffusionDet(SingleStageDetector):
             if num_classes != self.bbox_head.num_classes:
                 raise ValueError(f'auxiliary_head.num_classes ({num_classes}) and bbox_head.num_classes '
                                  f'({self.bbox_head.num_classes}) must be equal; leave out the first')
+            if not isinstance(auxiliary_weight, (int, float)) or not 0 < auxiliary_weight < float('inf'):
+                raise ValueError(f'model.auxiliary_weight must be a number above 0, got {auxiliary_weight!r}; for no '
+                                 'auxiliary head leave out auxiliary_head')
             self.auxiliary_head = MODELS.build(dict(auxiliary_head, num_classes=num_classes))
+            self._auxiliary_levels = AuxiliaryLevels(self.auxiliary_head, self.bbox_head.roi_extractor.featmap_strides)
+        self.auxiliary_weight = auxiliary_weight
         self.channels_last = channels_last
         if channels_last:
             self._refuse_operators_of_mmcv()
@@ -109,8 +118,9 @@ class DiffusionDet(SingleStageDetector):
         feats = self.extract_feat(batch_inputs)
         losses = self.bbox_head.loss(feats, batch_data_samples)
         if self.auxiliary_head is not None:
-            auxiliary = self.auxiliary_head.loss(feats, batch_data_samples)
-            losses.update({f'aux.{name}': value for name, value in auxiliary.items()})
+            auxiliary = self.auxiliary_head.loss(self._auxiliary_levels(feats), batch_data_samples)
+            losses.update({f'aux.{name}': _weighted(value, self.auxiliary_weight)
+                           for name, value in auxiliary.items()})
         return losses
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
@@ -168,3 +178,8 @@ class DiffusionDet(SingleStageDetector):
         noise = torch.randn((num_images, head.num_proposals, 4), device=batch_inputs.device)
         t = torch.full((num_images, ), sampler.num_train_timesteps - 1, device=batch_inputs.device)
         return head(self.extract_feat(batch_inputs), sampler.decode(noise, whwh), t)
+
+
+def _weighted(loss: Tensor | list[Tensor], weight: float) -> Tensor | list[Tensor]:
+    """A loss of one of MMDetection's heads, some of which give one of each level."""
+    return [value * weight for value in loss] if isinstance(loss, list) else loss * weight

@@ -15,8 +15,18 @@ from ..post_processing import best_pairs, finish_image, merge_steps
 from ..roi_extractors import BoxFeatures, build_roi_extractor
 from ..sampling_settings import SamplingSettings
 from ..structures import Detections, SamplingStep, StageOutputs
-from ..task_modules import DrawNormal, global_noise, image_noise, image_sizes, pad_objects, refine_boxes
+from ..task_modules import (
+    DrawNormal,
+    even_noise,
+    global_noise,
+    image_noise,
+    image_sizes,
+    pad_objects,
+    refine_boxes,
+    repeat_objects,
+)
 from .diffusion_stage import xavier_uniform_linears
+from .training_settings import TrainingSettings
 
 
 @MODELS.register_module()
@@ -33,12 +43,12 @@ class DynamicDiffusionHead(BaseModule):
         stage (ConfigType): such as ``DynamicDiffusionStage``, without what the head knows.
         roi_extractor (ConfigType): ``PyramidRoIExtractor`` or one of MMDetection's RoI extractors.
         criterion (ConfigType): such as ``DiffusionDetCriterion``.
-        train_cfg (OptConfigType): not used; part of MMDetection's interface.
+        train_cfg (OptConfigType): see :class:`TrainingSettings`.
         test_cfg (OptConfigType): see :class:`SamplingSettings`.
         init_cfg (OptMultiConfig): of mmengine's ``BaseModule``.
 
     Raises:
-        ValueError: if a number is out of range, channels do not agree, or ``test_cfg`` is wrong.
+        ValueError: if a number is out of range, channels do not agree, or ``train_cfg`` or ``test_cfg`` is wrong.
     """
 
     def __init__(self, *, num_classes: int, feat_channels: int = 256, num_proposals: int = 500, num_stages: int = 6,
@@ -53,6 +63,7 @@ class DynamicDiffusionHead(BaseModule):
             raise ValueError(f'prior_prob of DynamicDiffusionHead must lie between 0 and 1, got {prior_prob!r}')
         self.num_classes = num_classes
         self.num_proposals = num_proposals
+        self.training_settings = TrainingSettings.from_cfg(train_cfg)
         self.test_cfg = test_cfg
         self.box_sampler = TASK_UTILS.build(box_sampler)
         self.roi_extractor = build_roi_extractor(roi_extractor)
@@ -119,10 +130,19 @@ class DynamicDiffusionHead(BaseModule):
         Returns:
             dict[str, Tensor]: see :class:`DiffusionDetCriterion`.
         """
-        objects = pad_objects(batch_data_samples, self.num_classes)
-        draws = self.box_sampler.draw_training(objects, self.num_proposals)
+        num_groups, num_start_groups = self.training_settings
+        objects = repeat_objects(pad_objects(batch_data_samples, self.num_classes), num_groups)
+        draws = self.box_sampler.draw_training(objects, self.num_proposals, num_groups=num_groups,
+                                               num_start_groups=num_start_groups)
         bboxes = self.box_sampler.noisy_boxes(objects, draws)
-        outputs = self(feats, bboxes, draws.timesteps.to(bboxes.device))
+        box_features = _of_groups(self.roi_extractor(feats), num_groups)
+        try:
+            outputs = self._refine(box_features, bboxes, draws.timesteps.to(bboxes.device))
+        except torch.cuda.OutOfMemoryError as error:
+            raise torch.cuda.OutOfMemoryError(
+                f'{error}\nThe head trained on {len(batch_data_samples)} images x {num_groups} groups x '
+                f'{self.num_proposals} boxes; lower the batch size, model.train_cfg.num_groups or '
+                'model.bbox_head.num_proposals') from error
         return self.criterion(outputs, objects)
 
     @torch.no_grad()
@@ -173,7 +193,7 @@ class DynamicDiffusionHead(BaseModule):
         """
         box_features = self.roi_extractor(feats)
         num_boxes = settings.num_proposals
-        x_t = draw(num_boxes)
+        x_t = even_noise(draw(1), num_boxes) if settings.start_noise == 'even' else draw(num_boxes)
         for time_pair in sampling_time_pairs(self.box_sampler.num_train_timesteps, settings.sampling_timesteps):
             noisy_bboxes = self.box_sampler.decode(x_t, img_whwh)
             t = torch.full((len(img_whwh), ), time_pair[0], device=x_t.device)
@@ -186,3 +206,8 @@ class DynamicDiffusionHead(BaseModule):
             if settings.renewal_score_thr is not None:
                 best_scores = cls_scores.float().amax(-1).sigmoid()
                 x_t = self.box_sampler.renew(x_t, best_scores, settings.renewal_score_thr, draw(num_boxes))
+
+
+def _of_groups(box_features: BoxFeatures, num_groups: int) -> BoxFeatures:
+    """Look-up for boxes (B * G, N, 4), the groups of an image in a row, in the features of its B images."""
+    return lambda bboxes: box_features(bboxes.unflatten(0, (-1, num_groups)).flatten(1, 2))

@@ -4,11 +4,14 @@ from .box_refinement import refine_boxes
 from .diffusion_box_sampler import DiffusionBoxSampler
 from .dynamic_k_assigner import DynamicKAssigner
 from .dynamic_k_matching import MatchCostWeights, match_queries
-from .object_padding import image_sizes, pad_objects
+from .even_noise import even_noise
+from .object_padding import image_sizes, pad_objects, repeat_objects
 from .signal_bbox_coder import SignalBBoxCoder
+from .size_bbox_coder import SizeBBoxCoder
 from .start_noise import DrawNormal, global_noise, image_noise
 
 __all__ = [
-    'DiffusionBoxSampler', 'DrawNormal', 'DynamicKAssigner', 'MatchCostWeights', 'SignalBBoxCoder', 'global_noise',
-    'image_noise', 'image_sizes', 'match_queries', 'pad_objects', 'refine_boxes'
+    'DiffusionBoxSampler', 'DrawNormal', 'DynamicKAssigner', 'MatchCostWeights', 'SignalBBoxCoder', 'SizeBBoxCoder',
+    'even_noise', 'global_noise', 'image_noise', 'image_sizes', 'match_queries', 'pad_objects', 'refine_boxes',
+    'repeat_objects'
 ]

@@ -3,37 +3,46 @@
 import torch
 from mmdet.registry import TASK_UTILS
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
-from torch import Tensor
+from mmdet.utils import OptConfigType
+from torch import Tensor, nn
 
 from ..diffusion import CosineNoiseSchedule, ddim_step
 from ..structures import PaddedObjects, TrainingDraws
 from .signal_bbox_coder import SignalBBoxCoder
 
-PADDINGS = ('gaussian', 'uniform', 'full_image', 'repeat')
+PADDINGS = ('gaussian', 'uniform', 'full_image', 'repeat', 'start')
+PAPER_SIGNAL_SCALE = 2.0
 MIN_PADDING_SIZE = 1e-4  # of the image; a padding box keeps an area
 
 
 @TASK_UTILS.register_module()
-class DiffusionBoxSampler:
+class DiffusionBoxSampler(nn.Module):
     """Everything between boxes and noise; draws nothing unless asked to, knows no features, losses or NMS.
 
     Args:
         num_train_timesteps (int): T, steps of the forward process.
-        signal_scale (float): half range of the signal frame (paper Table 3a).
+        signal_scale (float, optional): half range of the signal frame (paper Table 3a). None: 2, the paper's.
+        coder (OptConfigType): another signal frame, such as ``SizeBBoxCoder``, in place of the paper's.
         padding (str): how objects are padded to a fixed number of boxes (paper Table 3b): ``gaussian`` draws
             N(0.5, 1/6) in normalised cxcywh, ``uniform`` draws from [0, 1), ``full_image`` repeats the image's own
-            box, ``repeat`` repeats the objects. Where an image has no object, one box of the full image stands in.
+            box, ``repeat`` repeats the objects, ``start`` draws boxes as those that sampling starts from. Where an
+            image has no object, one box of the full image stands in.
 
     Raises:
         ValueError: if a value is outside its range or ``padding`` is unknown.
     """
 
-    def __init__(self, *, num_train_timesteps: int = 1000, signal_scale: float = 2.0,
-                 padding: str = 'gaussian') -> None:
+    def __init__(self, *, num_train_timesteps: int = 1000, signal_scale: float | None = None,
+                 coder: OptConfigType = None, padding: str = 'gaussian') -> None:
+        super().__init__()
         if padding not in PADDINGS:
             raise ValueError(f'padding must be one of {", ".join(PADDINGS)}, got {padding!r} in box_sampler')
         self.schedule = CosineNoiseSchedule(num_train_timesteps)
-        self.coder = SignalBBoxCoder(signal_scale)
+        if coder is not None and signal_scale is not None:
+            raise ValueError(f'box_sampler has both signal_scale={signal_scale!r} and a coder, {coder["type"]}, which '
+                             'has its own frame; set one of them to None')
+        scale = PAPER_SIGNAL_SCALE if signal_scale is None else signal_scale
+        self.coder = SignalBBoxCoder(scale) if coder is None else TASK_UTILS.build(coder)
         self.padding = padding
 
     @property
@@ -43,14 +52,17 @@ class DiffusionBoxSampler:
 
     # Training ---------------------------------------------------------------------------------------------------------
 
-    def draw_training(self, objects: PaddedObjects, num_proposals: int,
-                      generator: torch.Generator | None = None) -> TrainingDraws:
+    def draw_training(self, objects: PaddedObjects, num_proposals: int, generator: torch.Generator | None = None,
+                      num_groups: int = 1, num_start_groups: int = 0) -> TrainingDraws:
         """Draw what :meth:`noisy_boxes` needs.
 
         Args:
             objects (PaddedObjects): the batch's objects; only shapes and the device are used.
             num_proposals (int): N, boxes per image.
             generator (torch.Generator, optional): source of all draws, on the objects' device. None: the global ones.
+            num_groups (int): G, rows of ``objects`` in a row that are of one image. Their steps are spread evenly: one
+                in each G-th of the range, every step as likely as any other over all of them.
+            num_start_groups (int): how many of them, the last ones, are at the last step instead.
 
         Returns:
             TrainingDraws: see there.
@@ -61,11 +73,19 @@ class DiffusionBoxSampler:
         draw_padding = torch.rand if self.padding == 'uniform' else torch.randn
         timesteps = torch.randint(self.num_train_timesteps, (num_images, ), generator=generator,
                                   device='cpu' if generator is None else generator.device)
+        timesteps = timesteps.to(torch.device('cpu'))  # from a GPU's generator at the price of a wait
         return TrainingDraws(
-            timesteps=timesteps.to(torch.device('cpu')),  # from a GPU's generator at the price of a wait
+            timesteps=self._spread(timesteps.view(-1, num_groups), num_start_groups).flatten(),
             noise=torch.randn(shape, device=device, generator=generator),
             padding=draw_padding(shape, device=device, generator=generator),
             order=torch.rand((num_images, max_objects), device=device, generator=generator))
+
+    def _spread(self, timesteps: Tensor, num_start_groups: int) -> Tensor:
+        """Uniform steps, shape (B, G), to one in each part of the range, then the last step; the same shape."""
+        num_spread = timesteps.size(1) - num_start_groups
+        part = torch.arange(timesteps.size(1))
+        spread = (timesteps + part * self.num_train_timesteps) // max(num_spread, 1)
+        return torch.where(part < num_spread, spread, self.num_train_timesteps - 1)
 
     def noisy_boxes(self, objects: PaddedObjects, draws: TrainingDraws) -> Tensor:
         """Boxes that the head is trained on: padded objects after ``timesteps`` steps of noise (Alg. 1).
@@ -110,6 +130,8 @@ class DiffusionBoxSampler:
         """Padding boxes made from their raw draws: normalised cxcywh, shape (B, N, 4)."""
         if self.padding == 'full_image':
             return full_image.expand_as(drawn)
+        if self.padding == 'start':
+            return self.coder.signal_to_normalized(drawn)
         boxes = drawn / 6 + 0.5 if self.padding == 'gaussian' else drawn
         return torch.cat([boxes[..., :2], boxes[..., 2:].clamp(min=MIN_PADDING_SIZE)], dim=-1)
 

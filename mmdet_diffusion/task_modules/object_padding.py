@@ -46,6 +46,11 @@ def pad_objects(batch_data_samples: SampleList, num_classes: int) -> PaddedObjec
     return _without_unusable(objects, batch_data_samples, num_classes)
 
 
+def repeat_objects(objects: PaddedObjects, num_groups: int) -> PaddedObjects:
+    """The objects once for each group of noise: rows of (B * G, ...), the groups of an image in a row."""
+    return PaddedObjects(*(field.repeat_interleave(num_groups, dim=0) for field in objects))
+
+
 def _without_unusable(objects: PaddedObjects, batch_data_samples: SampleList, num_classes: int) -> PaddedObjects:
     inside = torch.minimum(objects.bboxes.clamp(min=0), objects.img_whwh[:, None])
     has_area = (inside[..., 2:] > inside[..., :2]).all(-1)

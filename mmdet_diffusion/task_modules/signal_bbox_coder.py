@@ -27,6 +27,10 @@ class SignalBBoxCoder:
         """Normalised cxcywh in [0, 1], shape (..., 4), to the signal frame."""
         return (cxcywh * 2 - 1) * self.signal_scale
 
+    def signal_to_normalized(self, signal: Tensor) -> Tensor:
+        """Signal, clamped first, to normalised cxcywh in [0, 1], shape (..., 4)."""
+        return (self.clamp(signal) / self.signal_scale + 1) / 2
+
     def clamp(self, signal: Tensor) -> Tensor:
         """Limit a signal to the range that boxes can have."""
         return signal.clamp(-self.signal_scale, self.signal_scale)
@@ -54,5 +58,4 @@ class SignalBBoxCoder:
             Tensor: absolute xyxy in pixels, float32, shape (..., 4); x2 >= x1 and y2 >= y1. Corners may lie outside
             the image by half its size.
         """
-        normalized = (self.clamp(signal) / self.signal_scale + 1) / 2
-        return bbox_cxcywh_to_xyxy(normalized) * img_whwh
+        return bbox_cxcywh_to_xyxy(self.signal_to_normalized(signal)) * img_whwh

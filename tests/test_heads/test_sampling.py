@@ -591,3 +591,28 @@ def test_a_wrong_value_of_the_head_raises_at_build_naming_key_and_value(change, 
 def test_a_box_sampler_refuses_a_wrong_padding_by_itself():
     with pytest.raises(ValueError, match="padding.*'mirror'"):
         DiffusionBoxSampler(padding='mirror')
+
+
+# Even start noise -----------------------------------------------------------------------------------------------------
+
+
+def test_even_start_boxes_cover_the_image_and_later_noise_is_random(model, images, monkeypatch):
+    signals = record_signals(monkeypatch, model.bbox_head)
+    detect(model, images, [0, 1], seed=3, start_noise='even', num_proposals=64, sampling_timesteps=2)
+    first = torch.special.ndtr(signals[0])
+    assert all(len((first[image, :, value] * 32).long().unique()) == 32 for image in range(2) for value in range(4))
+    assert not torch.equal(first[0], first[1])
+
+
+def test_even_start_boxes_of_an_image_depend_on_seed_and_image_alone(model, images, monkeypatch):
+    signals = record_signals(monkeypatch, model.bbox_head)
+    both = dict(seed=3, start_noise='even')
+    detect(model, images, [0, 1], **both)
+    detect(model, images[1:], [1], **both)
+    detect(model, images[1:], [1], seed=4, start_noise='even')
+    assert torch.equal(signals[0][1], signals[1][0]) and not torch.equal(signals[1], signals[2])
+
+
+def test_an_unknown_start_noise_is_named(model, images):
+    with pytest.raises(ValueError, match=r'start_noise.*random, even.*sobol'):
+        detect(model, images, [0, 1], start_noise='sobol')

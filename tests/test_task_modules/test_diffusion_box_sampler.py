@@ -13,7 +13,7 @@ from mmdet_diffusion.structures import PaddedObjects
 from mmdet_diffusion.task_modules import DiffusionBoxSampler, pad_objects
 from mmdet_diffusion.testing import data_sample, random_boxes
 
-PADDINGS = ('gaussian', 'uniform', 'full_image', 'repeat')
+PADDINGS = ('gaussian', 'uniform', 'full_image', 'repeat', 'start')
 SHAPES = ((300, 400), (500, 250), (640, 640))  # height, width
 
 
@@ -338,7 +338,7 @@ def test_renewal_of_an_image_depends_on_its_own_scores_alone():
 
 
 def test_an_unknown_padding_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="gaussian, uniform, full_image, repeat, got 'concat'"):
+    with pytest.raises(ValueError, match="gaussian, uniform, full_image, repeat, start, got 'concat'"):
         DiffusionBoxSampler(padding='concat')
 
 
