@@ -63,7 +63,7 @@ def checked_arguments(name: str, args: list[str]) -> list[str]:
     refuse_missing_config(parse_known(args).config)
     refuse_unwritable_work_dir(args)
     refuse_missing_inputs(name, args)
-    return with_launcher(args)
+    return with_launcher(with_tta_model(args))
 
 
 def refuse_unwritable_work_dir(args: list[str]) -> None:
@@ -124,6 +124,20 @@ def refuse_missing_inputs(name: str, args: list[str]) -> None:
     elif known.resume != 'auto':
         refuse_missing_checkpoint(known.resume, '--resume')
     refuse_missing_data(config, ('train_dataloader', 'val_dataloader', 'val_evaluator'))
+
+
+def with_tta_model(args: list[str]) -> list[str]:
+    """Add our model of test-time augmentation under ``--tta`` where a config has none: mmdet's keeps 100 detections."""
+    known = parse_known(args)
+    config = read_config(known.config, known.cfg_options) if known.tta else {}
+    if config.get('model', {}).get('type') != 'DiffusionDet' or 'tta_model' in config:
+        return args
+    option = 'tta_model.type=DiffusionDetTTAModel'
+    place = next((index for index, arg in enumerate(args) if arg.startswith('--cfg')), None)
+    if place is None:
+        return [*args, '--cfg-options', option]
+    flag, _, value = args[place].partition('=')
+    return [*args[:place], flag, *([value] if value else []), option, *args[place + 1:]]
 
 
 def with_launcher(args: list[str]) -> list[str]:

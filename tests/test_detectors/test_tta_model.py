@@ -7,7 +7,8 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 from mmdet_diffusion.detectors import DiffusionDetTTAModel
-from mmdet_diffusion.testing import REPOSITORY, build_detector, data_sample, small_model_cfg
+from mmdet_diffusion.launch import parse_known, with_tta_model
+from mmdet_diffusion.testing import REPOSITORY, build_detector, data_sample, load_config, small_model_cfg
 
 WIDTH, HEIGHT = 4000, 100
 LARGE_NMS = dict(type='nms', iou_threshold=0.9)
@@ -99,10 +100,38 @@ def test_a_wrong_tta_cfg_is_refused_when_the_model_is_built(tta_cfg, message):
         tta_model(tta_cfg)
 
 
-def test_every_config_merges_views_by_its_own_test_cfg():
-    cfg = Config.fromfile(REPOSITORY / 'configs/diffusiondet/diffusiondet_r50_fpn_8xb2-50k_crowdhuman.py')
-    cfg.model.backbone.init_cfg = None
+CONFIGS = sorted((REPOSITORY / 'configs' / 'diffusiondet').glob('*.py'))
+
+
+@pytest.mark.parametrize('file', CONFIGS, ids=lambda file: file.stem)
+def test_every_config_leaves_it_to_its_test_cfg_how_views_are_merged(file):
+    assert Config.fromfile(file).tta_model == dict(type='DiffusionDetTTAModel')
+
+
+def test_the_model_of_a_config_merges_views_by_its_test_cfg():
+    cfg = load_config('diffusiondet_r50_fpn_8xb2-50k_crowdhuman.py')
     cfg.model.bbox_head.num_stages = 1
     model = MODELS.build(dict(cfg.tta_model, module=cfg.model))  # as mmdet's tools/test.py --tta puts them together
     assert model.merging_settings().max_per_img == 500
     assert model.merging_settings().nms == dict(type='nms', iou_threshold=0.5)
+
+
+OPTION = 'tta_model.type=DiffusionDetTTAModel'
+
+
+@pytest.mark.parametrize(('content', 'args', 'added'), [
+    ('model = dict(type="DiffusionDet")', ['--tta'], ['--tta', '--cfg-options', OPTION]),
+    ('model = dict(type="DiffusionDet")', ['--cfg-options', 'a=1', 'b=2', '--tta'],
+     ['--cfg-options', OPTION, 'a=1', 'b=2', '--tta']),
+    ('model = dict(type="DiffusionDet")', ['--cfg-options=a=1', '--tta'], ['--cfg-options', 'a=1', OPTION, '--tta']),
+    ('model = dict(type="DiffusionDet")', [], []),
+    ('model = dict(type="FCOS")', ['--tta'], ['--tta']),
+    ('model = dict(type="DiffusionDet")\ntta_model = dict(type="DetTTAModel")', ['--tta'], ['--tta']),
+])
+def test_the_launcher_gives_a_config_without_one_our_model_under_tta(tmp_path, content, args, added):
+    config = tmp_path / 'mine.py'
+    config.write_text(content)
+    found = with_tta_model([str(config), 'some.pth', *args])
+    assert found == [str(config), 'some.pth', *added]
+    options = parse_known(found).cfg_options
+    assert ('tta_model.type' in options) == (OPTION in added) and ('a' in options) == ('a=1' in ''.join(args))
