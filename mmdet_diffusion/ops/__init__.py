@@ -1,6 +1,10 @@
 """Operators in plain torch."""
 
-from .linear import linear
+from .flop_formulas import register_flop_formulas
+from .linear import fast_linear
 from .roi_align import FlatPyramid, flatten_pyramid, roi_align_rows
+from .torch_state import is_compiling, is_recorded
 
-__all__ = ['FlatPyramid', 'flatten_pyramid', 'linear', 'roi_align_rows']
+register_flop_formulas()
+
+__all__ = ['FlatPyramid', 'fast_linear', 'flatten_pyramid', 'is_compiling', 'is_recorded', 'roi_align_rows']

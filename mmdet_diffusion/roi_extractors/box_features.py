@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ..ops import FlatPyramid, roi_align_rows
+from ..ops import FlatPyramid, is_compiling, roi_align_rows
 
 BoxFeatures = Callable[[Tensor], Tensor]
 """Takes boxes, absolute xyxy in pixels, shape (B, N, 4); gives RoI features, bins first, shape (B * N, P * P, C)."""
@@ -58,7 +58,7 @@ class GatheredFeatures:
         """
         table, size = self.pyramid.table, features.numel() * features.element_size()
         pays = size >= LARGE and look_ups * size > table.numel() * table.element_size()
-        if not (pays and features.requires_grad and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+        if not (pays and features.requires_grad and torch.is_grad_enabled()) or is_compiling():
             return nullcontext()
         memory, version = StorageWeakRef(features.untyped_storage()), features._version
         version_of_boxes = bboxes._version

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import mmcv_stand_in
 
-from ..ops import flatten_pyramid
+from ..ops import flatten_pyramid, is_compiling
 from .box_features import BoxFeatures, GatheredFeatures
 
 IMPLEMENTATIONS = ('auto', 'gathered', 'mmcv')
@@ -98,7 +98,7 @@ class PyramidRoIExtractor(BaseModule):
             ValueError: if there are fewer levels than strides, or their channels are not ``out_channels``.
         """
         implementation = self.implementation_on(feats[0].device)
-        if not self._has_told and not torch.compiler.is_compiling():
+        if not self._has_told and not is_compiling():
             print_log(f'RoI features on {feats[0].device.type}: {implementation} (implementation of the roi_extractor '
                       f'is {self.implementation!r})', logger='current')
             self._has_told = True
