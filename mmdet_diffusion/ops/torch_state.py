@@ -11,7 +11,7 @@ def is_compiling() -> bool:
 
 
 def is_recorded() -> bool:
-    """Whether a trace, ``torch.compile`` or ``torch.export`` keeps the operators that run, for another machine maybe."""
+    """Whether a trace, ``torch.compile`` or ``torch.export`` keeps the operators that run, maybe for elsewhere."""
     return is_compiling() or torch.jit.is_tracing()
 
 
