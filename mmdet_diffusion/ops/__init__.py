@@ -3,8 +3,10 @@
 from .flop_formulas import register_flop_formulas
 from .linear import fast_linear
 from .roi_align import FlatPyramid, flatten_pyramid, roi_align_rows
-from .torch_state import is_compiling, is_recorded
+from .torch_state import autocasts_on_cpu, is_compiling, is_recorded
 
 register_flop_formulas()
 
-__all__ = ['FlatPyramid', 'fast_linear', 'flatten_pyramid', 'is_compiling', 'is_recorded', 'roi_align_rows']
+__all__ = [
+    'FlatPyramid', 'autocasts_on_cpu', 'fast_linear', 'flatten_pyramid', 'is_compiling', 'is_recorded', 'roi_align_rows'
+]
