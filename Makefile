@@ -3,6 +3,8 @@
 # make test    all tests                                                       TESTS=tests/test_ops or TEST_ARGS='-k matcher' for some
 # make test-compiled  all tests with mmcv's compiled operators, in an environment of their own, .venv-compiled
 # make test-onedl     all tests on the maintained forks (requirements/lock-onedl.txt), likewise, .venv-onedl
+# make test-oldest    all tests on the oldest versions that are supported (requirements/lock-oldest.txt), with Python 3.10,
+#              likewise, .venv-oldest; pip's torch 2.1.0 on Linux brings CUDA: TORCH_OLDEST= names another build
 # make bench   how fast it is and how cost grows, into work_dirs/bench          BENCH_ARGS=--quick to see that it works
 # make lint    ruff
 # make setup   only the environment; the others do it themselves, and it takes a second once all is in place
@@ -10,9 +12,10 @@
 #
 # VENV=DIR     the environment, .venv unless given. One that is there is used as it is: its torch is kept, an unsupported
 #              mmcv or mmdet in it is reported and not replaced, the rest gets the versions in requirements/lock.txt.
-# PYTHON=EXE   the Python (3.11 or 3.12) that makes the environment. When it belongs to a virtual or conda environment of
+# PYTHON=EXE   the Python (3.11 or 3.12; 3.10 with LOCK=oldest) that makes the environment. When it belongs to a virtual or conda environment of
 #              yours and VENV is not given, then that environment is the one that is used.
 # TORCH=...    the torch to install where there is none, in pip's words: TORCH='torch==2.12.0', or with options of pip.
+# LOCK=oldest  the oldest supported versions instead of those in requirements/lock.txt: for a torch before 2.3, or Python 3.10.
 # OPERATORS=compiled   mmcv with its compiled operators instead of ours in torch: takes a C++ compiler and 6 to 13 minutes.
 #              An mmcv in the environment whose operators work is kept either way. MAX_JOBS=N: compilers at once.
 
@@ -29,8 +32,11 @@ VENV ?= .venv
 VENV := $(or $(VENV),.venv)
 VENV_COMPILED ?= .venv-compiled
 VENV_ONEDL ?= .venv-onedl
+VENV_OLDEST ?= .venv-oldest
+TORCH_OLDEST ?= torch==2.1.0
+PYTHON_OLDEST ?= python3.10
 OPERATORS ?= stand-in
-# What is laid over requirements/lock.txt: by OPERATORS, or onedl.
+# What is laid over requirements/lock.txt: by OPERATORS, or onedl, or oldest.
 LOCK := $(OPERATORS)
 BIN = $(VENV)/bin
 
@@ -42,12 +48,12 @@ TEST_PROCESSES = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 
 BENCH_CONFIG ?= configs/diffusiondet/diffusiondet_r50_fpn_8xb2-450k_coco.py
 BENCH_OUT ?= work_dirs/bench/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo test test-compiled test-onedl bench lint clean
+.PHONY: setup demo test test-compiled test-onedl test-oldest bench lint clean
 
 # Any Python can run the set-up's script, which says what is wrong with one that is too old; a fitting one is looked for first.
 setup:
 	@for python in $(if $(PYTHON),'$(PYTHON)','$(BIN)/python' python3.11 python3.12 python3); do \
-	  if "$$python" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then break; fi; \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11), (3, 12)))' 2>/dev/null; then break; fi; \
 	done; \
 	if ! command -v "$$python" >/dev/null; then \
 	  echo "setup: there is no $$python. Cure: install Python 3.11, or name one: make $@ PYTHON=/path/to/python3.11" >&2; exit 1; \
@@ -65,6 +71,9 @@ test-compiled:
 
 test-onedl:
 	$(MAKE) test VENV='$(VENV_ONEDL)' LOCK=onedl
+
+test-oldest:
+	$(MAKE) test VENV='$(VENV_OLDEST)' LOCK=oldest TORCH='$(TORCH_OLDEST)' PYTHON='$(PYTHON_OLDEST)'
 
 bench: BENCH_OUT := $(BENCH_OUT)
 bench: setup

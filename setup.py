@@ -110,12 +110,13 @@ setup(
     classifiers=[
         'Development Status :: 4 - Beta',
         'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
     packages=find_packages(include=[name for package in PACKAGES for name in (package, f'{package}.*')]),
-    python_requires='>=3.11',  # the oldest that the checked versions in requirements/lock.txt can be installed on
+    python_requires='>=3.10',  # the oldest that the tests ran on (requirements/lock-oldest.txt)
     install_requires=install_requires,
     extras_require=extras(openmmlab),
     entry_points={'console_scripts': [f'mmdet-diffusion = {CLI}:main']},

@@ -10,16 +10,12 @@ from . import compat  # noqa: E402
 compat.check_operators()  # first: it makes stand-ins available to whatever imports mmcv.ops
 compat.warn_of_untested_mmdet()
 compat.refuse_second_diffusiondet()
-compat.allow_mmengine_checkpoints()
-compat.keep_safety_check_of_checkpoints()
-compat.mend_lvis_evaluation()
-compat.allow_processes_without_a_gpu()
 
 from . import config_zoo, detectors, heads, hooks, losses, optim, roi_extractors, task_modules  # noqa: E402
 from .config_zoo import config_path, list_configs  # noqa: E402
 from .version import __version__  # noqa: E402
 
-compat.let_configs_inherit_from_this_package(config_zoo.config_folder)
+compat.mend_stack(config_zoo.config_folder)
 
 __all__ = [
     '__version__', 'config_path', 'detectors', 'heads', 'hooks', 'list_configs', 'losses', 'optim', 'roi_extractors',

@@ -1,13 +1,19 @@
-"""What today's stack needs mended, each with its reason and when it can go."""
+"""What today's stack needs mended, each with its reason and when it can go.
+
+:func:`mend_stack` runs all of it when the package is imported, says in one line at debug level what it changed, and
+leaves out what the environment variable :data:`VARIABLE` names.
+"""
 
 import atexit
 import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
+import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +28,80 @@ from mmengine.utils import digit_version
 import mmcv_stand_in
 
 SUPPORTED_MMDET = ('3.0.0', '4.0.0')
+VARIABLE = 'MMDET_DIFFUSION_LEAVE_OUT'
 
 
-def allow_mmengine_checkpoints() -> None:
+def mend_stack(config_folder: Callable[[], Path]) -> None:
+    """Change in other packages what stands in the way, but for what the user wants left alone.
+
+    Args:
+        config_folder (Callable[[], Path]): see :func:`let_configs_inherit_from_this_package`.
+
+    Raises:
+        ImportError: if the variable names something else than a mend.
+    """
+    mends = {
+        'checkpoints': allow_mmengine_checkpoints,
+        'safety_check': keep_safety_check_of_checkpoints,
+        'lvis': mend_lvis_evaluation,
+        'cpu_processes': allow_processes_without_a_gpu,
+        'config_bases': functools.partial(let_configs_inherit_from_this_package, config_folder),
+    }
+    left_out = [name.strip() for name in os.environ.get(VARIABLE, '').split(',') if name.strip()]
+    unknown = [name for name in left_out if name not in (*mends, 'all')]
+    if unknown:
+        raise ImportError(f'the environment variable {VARIABLE} names {", ".join(unknown)}; it takes '
+                          f'{", ".join(mends)}, with commas between, or all')
+    wanted = {} if 'all' in left_out else {name: mend for name, mend in mends.items() if name not in left_out}
+    changed = {name: mend() for name, mend in wanted.items()}
+    listed = ', '.join(f'{what} ({name})' for name, what in changed.items() if what) or 'nothing'
+    logging.getLogger('mmdet_diffusion').debug('changed in other packages: %s; left out by %s: %s', listed, VARIABLE,
+                                               ', '.join(left_out) or 'nothing')
+
+
+def allow_mmengine_checkpoints() -> str | None:
     """Let ``torch.load`` read mmengine's own checkpoints with its safety check on.
 
     Since torch 2.6 ``weights_only`` is the default and refuses the logged histories in a checkpoint. What those hold
     is allowed by name: the history itself, numpy's array reconstruction and number types. Their pickle asks for
-    ``getattr`` to find the history's four statistics, and gets one that answers for these alone. Can go when mmengine
-    allows its own types.
+    ``getattr`` to find the history's four statistics, and gets one that answers for these alone; where the user has
+    allowed a ``getattr``, before or after, that one stays. Can go when mmengine allows its own types.
+
+    Returns:
+        str | None: what was changed; None where nothing had to be. So do the others.
     """
     if digit_version(torch.__version__) < digit_version('2.6'):  # loads them; 2.4 and 2.5 cannot take pairs with a name
-        return
+        return None
     dtypes = {type(np.dtype(code)) for code in '?bhilqBHILQefdg'}
-    allowed = [HistoryBuffer, np.ndarray, np.dtype, *dtypes, (_history_statistic, 'builtins.getattr')]
+    allowed = [HistoryBuffer, np.ndarray, np.dtype, *dtypes, _AllowedGetattr((_history_statistic, GETATTR))]
     array_module = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
     for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # names of numpy 1 and numpy 2
         allowed += [(array_module._reconstruct, f'{module}._reconstruct'), (array_module.scalar, f'{module}.scalar')]
     torch.serialization.add_safe_globals(allowed)
+    return 'the allow-list of torch.serialization'
+
+
+GETATTR = 'builtins.getattr'
+
+
+class _AllowedGetattr(tuple):
+    """A pair of function and name, as torch's allow-list takes them, that steps aside for one of the user's.
+
+    The list is a set from which torch makes a dictionary by name at each load: of two entries of a name, either could
+    come last.
+    """
+
+    def __iter__(self) -> Iterator:
+        functions = [self[0]]
+        for entry in torch.serialization.get_safe_globals():
+            function, name = entry if type(entry) is tuple else (entry, None)
+            if not isinstance(entry, _AllowedGetattr) and (name or _full_name(function)) == GETATTR:
+                functions.append(function)
+        return iter((functions[-1], self[1]))
+
+
+def _full_name(function: object) -> str:
+    return f'{getattr(function, "__module__", "")}.{getattr(function, "__qualname__", "")}'
 
 
 def _history_statistic(owner: type, name: str) -> object:
@@ -50,14 +112,16 @@ def _history_statistic(owner: type, name: str) -> object:
     return getattr(owner, name)
 
 
-def keep_safety_check_of_checkpoints() -> None:
+def keep_safety_check_of_checkpoints() -> str | None:
     """Let mmengine's loader refuse what torch's safety check refuses.
 
     onedl-mmengine reads such a file again without the check, and whatever code is in it runs. What its own checkpoints
     hold passes by :func:`allow_mmengine_checkpoints`. Can go when its loader raises instead.
     """
-    if hasattr(checkpoint, '_safe_torch_load'):
-        checkpoint._safe_torch_load = torch.load
+    if not hasattr(checkpoint, '_safe_torch_load'):
+        return None
+    checkpoint._safe_torch_load = torch.load
+    return 'mmengine.runner.checkpoint._safe_torch_load'
 
 
 class _NumpyWithFloat:
@@ -69,18 +133,19 @@ class _NumpyWithFloat:
         return getattr(np, name)
 
 
-def mend_lvis_evaluation() -> None:
+def mend_lvis_evaluation() -> str | None:
     """Give ``lvis.eval`` the ``np.float`` that it asks for. Can go with an lvis later than 0.5.3 that does not."""
     if hasattr(np, 'float'):
-        return
+        return None
     try:
         evaluation = importlib.import_module('lvis.eval')
     except ImportError:  # lvis is only needed for LVIS
-        return
+        return None
     evaluation.np = _NumpyWithFloat()
+    return 'lvis.eval.np'
 
 
-def allow_processes_without_a_gpu() -> None:
+def allow_processes_without_a_gpu() -> str:
     """Let mmengine's ``pytorch`` launcher start processes on a machine that has no GPU.
 
     It sets a CUDA device whatever the backend is. A config for the CPU also needs ``env_cfg.dist_cfg.backend='gloo'``
@@ -99,6 +164,7 @@ def allow_processes_without_a_gpu() -> None:
             stock_init(backend, init_backend, **kwargs)
 
     dist_utils._init_dist_pytorch = init
+    return 'mmengine.dist.utils._init_dist_pytorch'
 
 
 def _leave_process_group() -> None:
@@ -106,7 +172,7 @@ def _leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def let_configs_inherit_from_this_package(config_folder: Callable[[], Path]) -> None:
+def let_configs_inherit_from_this_package(config_folder: Callable[[], Path]) -> str:
     """Let a config name one of ours as its base: ``_base_ = 'mmdet_diffusion::diffusiondet/NAME.py'``.
 
     mmengine reads bases from its own list of packages. To be on it would not do: it asks ``pkg_resources`` where a
@@ -131,6 +197,7 @@ def let_configs_inherit_from_this_package(config_folder: Callable[[], Path]) -> 
         return str(found), None
 
     Config._get_cfg_path = staticmethod(path)
+    return 'mmengine.config.Config._get_cfg_path'
 
 
 def check_operators() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 # Operators whose result's value or shape the host has to know before it can go on.
 READS = frozenset((
@@ -80,7 +80,7 @@ class OperatorCount:
 
     def on_device(self, values: object) -> bool:
         """Whether any tensor in a nested structure is on the device."""
-        return any(isinstance(value, Tensor) and value.device.type == self.device for value in tree_leaves(values))
+        return any(isinstance(value, Tensor) and value.device.type == self.device for value in tree_flatten(values)[0])
 
 
 class _Operators(TorchDispatchMode):

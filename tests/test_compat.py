@@ -160,6 +160,30 @@ def test_mmengines_loader_refuses_a_checkpoint_that_runs_a_command_too(tmp_path)
     assert not (tmp_path / 'was_here').exists()
 
 
+@pytest.mark.skipif(digit_version(torch.__version__) < digit_version('2.6'), reason='about torch >= 2.6')
+@pytest.mark.parametrize('first', ['theirs', 'ours'])
+def test_a_getattr_that_the_user_allows_stays_theirs(tmp_path, first):
+    """Many times: torch keeps both in a set, whose order changes with where they lie in memory."""
+    before = torch.serialization.get_safe_globals()
+    theirs = [getattr, *(lambda owner, name: (owner, name) for _ in range(20))]
+    try:
+        for function in theirs:
+            torch.serialization.clear_safe_globals()
+            entry = getattr if function is getattr else (function, 'builtins.getattr')
+            if first == 'ours':
+                compat.allow_mmengine_checkpoints()
+            torch.serialization.add_safe_globals([entry, OrderedDict])
+            if first == 'theirs':
+                compat.allow_mmengine_checkpoints()
+            assert load_asking(tmp_path, getattr, OrderedDict, 'fromkeys') == function(OrderedDict, 'fromkeys')
+        torch.serialization.clear_safe_globals()
+        compat.allow_mmengine_checkpoints()
+        assert load_asking(tmp_path, getattr, HistoryBuffer, 'min') is HistoryBuffer.min
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
 @pytest.mark.parametrize('function', [eval, exec, builtins.__import__])
 def test_a_checkpoint_may_call_no_other_builtin(tmp_path, function):
     with pytest.raises(pickle.UnpicklingError):
@@ -287,3 +311,50 @@ def test_an_mmdet_of_another_major_version_warns_and_goes_on(monkeypatch, recwar
     monkeypatch.setattr(mmdet, '__version__', version)
     compat.warn_of_untested_mmdet()
     assert [version in str(warning.message) for warning in recwarn] == [True] * warns
+
+
+# What is changed, and how it is left out ------------------------------------------------------------------------------
+
+WHAT_IS_CHANGED = """
+import logging
+import sys
+logging.basicConfig(level=logging.DEBUG, format='%(name)s %(message)s', stream=sys.stdout)
+from mmengine.config import Config
+from mmengine.dist import utils
+import lvis.eval
+before = Config._get_cfg_path, utils._init_dist_pytorch, lvis.eval.np
+import mmdet_diffusion
+after = Config._get_cfg_path, utils._init_dist_pytorch, lvis.eval.np
+print(*(one is other for one, other in zip(before, after)))
+"""
+
+
+def changes(monkeypatch, left_out):
+    pytest.importorskip('lvis')
+    monkeypatch.setenv(compat.VARIABLE, left_out)
+    done = run(WHAT_IS_CHANGED)
+    assert done.returncode == 0, done.stderr
+    line, = (line for line in done.stdout.splitlines() if line.startswith('mmdet_diffusion '))
+    return line, done.stdout.splitlines()[-1].split()
+
+
+@pytest.mark.skipif(hasattr(np, 'float'), reason='this numpy still has np.float')
+def test_what_is_changed_in_other_packages_is_said_in_one_debug_line(monkeypatch):
+    line, same = changes(monkeypatch, '')
+    assert same == ['False'] * 3
+    for name in ('Config._get_cfg_path (config_bases)', '_init_dist_pytorch (cpu_processes)', 'lvis.eval.np (lvis)'):
+        assert name in line
+    assert line.endswith(f'left out by {compat.VARIABLE}: nothing')
+
+
+@pytest.mark.parametrize(('left_out', 'kept'), [('all', 'True True True'), ('config_bases, lvis', 'True False True')])
+def test_what_the_user_wants_left_alone_is(monkeypatch, left_out, kept):
+    line, same = changes(monkeypatch, left_out)
+    assert same == kept.split()
+    assert line.endswith(f': {left_out}') and ('nothing; left' in line) == (left_out == 'all')
+
+
+def test_a_name_that_is_no_mend_is_refused_with_those_there_are(monkeypatch):
+    monkeypatch.setenv(compat.VARIABLE, 'lvis,numpy')
+    with pytest.raises(ImportError, match=f'{compat.VARIABLE} names numpy; it takes checkpoints, .*or all'):
+        compat.mend_stack(lambda: REPOSITORY)

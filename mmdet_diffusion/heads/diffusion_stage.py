@@ -5,7 +5,8 @@ from mmdet.utils import OptMultiConfig
 from mmengine.model import BaseModule, bias_init_with_prob
 from torch import Tensor, nn
 
-from ..layers import DynamicConv, Linear
+from ..layers import DynamicConv
+from ..ops import autocasts_on_cpu, fast_linear
 
 
 @MODELS.register_module()
@@ -50,19 +51,20 @@ class DynamicDiffusionStage(BaseModule):
         self.dynamic_conv = DynamicConv(feat_channels, dynamic_dim, num_bins)
         self.norm_dynamic = nn.LayerNorm(feat_channels)
         self.ffn = nn.Sequential(
-            Linear(feat_channels, feedforward_channels), nn.ReLU(inplace=True),
-            Linear(feedforward_channels, feat_channels))
+            nn.Linear(feat_channels, feedforward_channels), nn.ReLU(inplace=True),
+            nn.Linear(feedforward_channels, feat_channels))
         self.norm_ffn = nn.LayerNorm(feat_channels)
-        self.time_mlp = nn.Sequential(nn.SiLU(), Linear(4 * feat_channels, 2 * feat_channels))
+        self.time_mlp = nn.Sequential(nn.SiLU(), nn.Linear(4 * feat_channels, 2 * feat_channels))
         self.cls_fcs = _branch(num_cls_fcs, feat_channels)
         self.reg_fcs = _branch(num_reg_fcs, feat_channels)
-        self.fc_cls = Linear(feat_channels, num_classes)
-        self.fc_reg = Linear(feat_channels, 4)
+        self.fc_cls = nn.Linear(feat_channels, num_classes)
+        self.fc_reg = nn.Linear(feat_channels, 4)
 
     def init_weights(self) -> None:
         """Xavier-uniform matrices; class bias at the prior."""
-        xavier_uniform_linears(self)
-        nn.init.constant_(self.fc_cls.bias, bias_init_with_prob(self.prior_prob))
+        if not self.is_init:
+            xavier_uniform_linears(self)
+            nn.init.constant_(self.fc_cls.bias, bias_init_with_prob(self.prior_prob))
         super().init_weights()
 
     def forward(self, roi_features: Tensor, proposal_features: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,20 +79,23 @@ class DynamicDiffusionStage(BaseModule):
             tuple[Tensor, Tensor, Tensor]: class logits (B, N, C), deltas (B, N, 4), and the proposal features of the
             next stage (B, N, F), which are those before the scale and shift.
         """
-        attended = self.self_attn(proposal_features, proposal_features, proposal_features, need_weights=False)[0]
+        # torch 2.1's fused attention mixes types under a CPU's autocast; for values of another tensor it is not taken.
+        values = proposal_features.view_as(proposal_features) if autocasts_on_cpu() else proposal_features
+        attended = self.self_attn(proposal_features, proposal_features, values, need_weights=False)[0]
         features = self.norm_attn(proposal_features + attended)
-        interaction = self.dynamic_conv(features.flatten(0, 1), roi_features).view_as(features)
-        features = self.norm_dynamic(features + interaction)
-        features = self.norm_ffn(features + self.ffn(features))
-        scale, shift = self.time_mlp(time)[:, None].chunk(2, dim=-1)
-        timed = features * (1 + scale) + shift
-        return self.fc_cls(self.cls_fcs(timed)), self.fc_reg(self.reg_fcs(timed)), features
+        with fast_linear(features):  # not around the attention, which would lose its fused path to it
+            interaction = self.dynamic_conv(features.flatten(0, 1), roi_features).view_as(features)
+            features = self.norm_dynamic(features + interaction)
+            features = self.norm_ffn(features + self.ffn(features))
+            scale, shift = self.time_mlp(time)[:, None].chunk(2, dim=-1)
+            timed = features * (1 + scale) + shift
+            return self.fc_cls(self.cls_fcs(timed)), self.fc_reg(self.reg_fcs(timed)), features
 
 
 def _branch(num_fcs: int, channels: int) -> nn.Sequential:
     layers = []
     for _ in range(num_fcs):
-        layers += [Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ReLU(inplace=True)]
+        layers += [nn.Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 

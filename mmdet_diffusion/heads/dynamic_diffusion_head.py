@@ -45,7 +45,8 @@ class DynamicDiffusionHead(BaseModule):
         criterion (ConfigType): such as ``DiffusionDetCriterion``.
         train_cfg (OptConfigType): see :class:`TrainingSettings`.
         test_cfg (OptConfigType): see :class:`SamplingSettings`.
-        init_cfg (OptMultiConfig): of mmengine's ``BaseModule``.
+        init_cfg (OptMultiConfig): of mmengine's ``BaseModule``. Overrides the time embedding's weights, and those of
+            the stages where its type is ``Pretrained``; else stages have an ``init_cfg`` of their own.
 
     Raises:
         ValueError: if a number is out of range, channels do not agree, or ``train_cfg`` or ``test_cfg`` is wrong.
@@ -79,9 +80,10 @@ class DynamicDiffusionHead(BaseModule):
         self.sampling_settings()  # a wrong test_cfg shows now, not after the first epoch
 
     def init_weights(self) -> None:
-        """Xavier-uniform matrices; the stages set their own class bias."""
+        """Xavier-uniform matrices of the time embedding, then ``init_cfg`` and the stages' own."""
+        if not self.is_init:
+            xavier_uniform_linears(self.time_embedding)
         super().init_weights()
-        xavier_uniform_linears(self.time_embedding)
 
     def sampling_settings(self) -> SamplingSettings:
         """The present ``test_cfg``, checked. It may be changed between two calls of :meth:`predict`."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .linear import Linear
+from ..ops import is_recorded
 
 # Filters written at once on a CPU, where no gradient needs them later: glibc keeps freed blocks below 32 MiB for reuse,
 # while larger ones are fetched from the system each time, page by page.
@@ -22,10 +22,10 @@ class DynamicConv(nn.Module):
     def __init__(self, feat_channels: int, dynamic_channels: int, num_bins: int) -> None:
         super().__init__()
         self.feat_channels, self.dynamic_channels = feat_channels, dynamic_channels
-        self.dynamic_layer = Linear(feat_channels, 2 * feat_channels * dynamic_channels)
+        self.dynamic_layer = nn.Linear(feat_channels, 2 * feat_channels * dynamic_channels)
         self.norm_in = nn.LayerNorm(dynamic_channels)
         self.norm_out = nn.LayerNorm(feat_channels)
-        self.fc = Linear(num_bins * feat_channels, feat_channels)
+        self.fc = nn.Linear(num_bins * feat_channels, feat_channels)
         self.norm_fc = nn.LayerNorm(feat_channels)
         self.activation = nn.ReLU(inplace=True)
 
@@ -39,7 +39,7 @@ class DynamicConv(nn.Module):
         Returns:
             Tensor: shape (K, C).
         """
-        whole = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()
+        whole = torch.is_grad_enabled() or is_recorded()
         if whole or proposal_features.device.type != 'cpu':
             return self._interact(proposal_features, roi_features)
         filters = self.dynamic_layer.out_features * proposal_features.element_size()

@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .linear import Linear
-
 
 def sinusoidal_embedding(t: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     """``[sin(t f_i), cos(t f_i)]`` with ``f_i = 10000^(-i / (channels / 2 - 1))``.
@@ -42,7 +40,7 @@ class TimeEmbedding(nn.Module):
             raise ValueError(f'feat_channels must be even and at least 4, got {feat_channels}')
         self.feat_channels = feat_channels
         self.mlp = nn.Sequential(
-            Linear(feat_channels, 4 * feat_channels), nn.GELU(), Linear(4 * feat_channels, 4 * feat_channels))
+            nn.Linear(feat_channels, 4 * feat_channels), nn.GELU(), nn.Linear(4 * feat_channels, 4 * feat_channels))
 
     @property
     def dtype(self) -> torch.dtype:

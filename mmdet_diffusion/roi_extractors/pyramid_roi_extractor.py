@@ -15,7 +15,7 @@ from torch import Tensor
 
 import mmcv_stand_in
 
-from ..ops import exact_float, flatten_pyramid, roi_align_rows
+from ..ops import exact_float, flatten_pyramid, is_compiling, roi_align_rows
 
 IMPLEMENTATIONS = ('auto', 'gathered', 'mmcv')
 
@@ -105,7 +105,7 @@ class PyramidRoIExtractor(BaseModule):
             ValueError: if there are fewer levels than strides, or their channels are not ``out_channels``.
         """
         implementation = self.implementation_on(feats[0].device)
-        if not self._has_told and not torch.compiler.is_compiling():
+        if not self._has_told and not is_compiling():
             print_log(f'RoI features on {feats[0].device.type}: {implementation} (implementation of the roi_extractor '
                       f'is {self.implementation!r})', logger='current')
             self._has_told = True

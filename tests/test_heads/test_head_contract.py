@@ -25,6 +25,18 @@ def head():
     return build_detector(small_model_cfg(num_stages=3)).bbox_head.eval()
 
 
+@pytest.fixture(scope='module')
+def head_of_small_moves():
+    """A trained head's boxes converge; an untrained one flings them thousands of pixels away, where a stage multiplies
+    the rounding of the one before it. With a tenth of its deltas boxes stay near the image, and so does rounding."""
+    head = build_detector(small_model_cfg(num_stages=3)).bbox_head.eval()
+    with torch.no_grad():
+        for stage in head.stages:
+            stage.fc_reg.weight.mul_(0.1)
+            stage.fc_reg.bias.mul_(0.1)
+    return head
+
+
 def make_feats(num_images=2, strides=(4, 8, 16, 32), channels=16):
     generator = torch.Generator().manual_seed(1)
     return tuple(
@@ -70,7 +82,8 @@ def test_forward_does_not_change_its_inputs(head):
 
 
 @torch.no_grad()
-def test_images_of_a_batch_do_not_see_each_other(head):
+def test_images_of_a_batch_do_not_see_each_other(head_of_small_moves):
+    head = head_of_small_moves
     feats, bboxes, t = make_feats(), make_bboxes(), torch.tensor([3, 900])
     together = head(feats, bboxes, t)
     alone = head(tuple(level[1:] for level in feats), bboxes[1:], t[1:])
@@ -79,7 +92,8 @@ def test_images_of_a_batch_do_not_see_each_other(head):
 
 
 @torch.no_grad()
-def test_the_order_of_the_boxes_does_not_matter(head):
+def test_the_order_of_the_boxes_does_not_matter(head_of_small_moves):
+    head = head_of_small_moves
     feats, bboxes, t = make_feats(), make_bboxes(), torch.tensor([3, 900])
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
     plain, shuffled = head(feats, bboxes, t), head(feats, bboxes[:, order], t)
@@ -351,6 +365,31 @@ def test_the_stock_extractor_trains(autocast):
     sum(losses.values()).backward()
     assert all(value.isfinite() for value in losses.values())
     assert all(parameter.grad.isfinite().all() for parameter in model.bbox_head.parameters())
+
+
+# Initialisation -------------------------------------------------------------------------------------------------------
+
+
+def test_init_cfg_of_the_head_overrides_the_time_embedding():
+    constant = dict(type='Constant', layer='Linear', val=0.25)
+    head = build_detector(small_model_cfg(init_cfg=constant)).bbox_head
+    assert all((layer.weight == 0.25).all() for layer in head.time_embedding.mlp if isinstance(layer, torch.nn.Linear))
+
+
+def test_pretrained_weights_of_the_head_are_those_it_starts_with(tmp_path):
+    trained = build_detector(small_model_cfg(), seed=1).bbox_head.state_dict()
+    torch.save(trained, tmp_path / 'head.pth')
+    pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'head.pth'))
+    head = build_detector(small_model_cfg(init_cfg=pretrained)).bbox_head
+    assert all(torch.equal(value, trained[name]) for name, value in head.state_dict().items())
+
+
+@pytest.mark.filterwarnings('ignore:init_weights')
+def test_initialising_twice_draws_no_second_time():
+    head = build_detector(small_model_cfg()).bbox_head
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    head.init_weights()
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 
 
 # What it does not need ------------------------------------------------------------------------------------------------

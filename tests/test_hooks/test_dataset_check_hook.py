@@ -1,6 +1,7 @@
 """Data sets and models that do not fit each other."""
 
 import copy
+import inspect
 import json
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from mmdet.datasets import CocoDataset, ConcatDataset, LVISV1Dataset
 from mmdet.registry import DATASETS, HOOKS
 from mmdet.utils import register_all_modules
 from mmengine.dataset import ClassBalancedDataset, RepeatDataset
+from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -263,8 +265,21 @@ def test_the_head_is_found_in_a_wrapped_model(tmp_path, wrap):
         run(coco(tmp_path), num_classes=4, wrap=wrap)
 
 
-def test_the_hook_is_registered_and_only_looks_before_the_loops():
+class Untouchable:
+    """A runner that must not be looked at."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f'the hook asked for {name} of the runner')
+
+
+def test_within_the_loops_the_hook_looks_at_nothing():
+    """At the times that mmengine calls a hook of a config, but for the three before the loops."""
     hook = HOOKS.build(dict(type='DatasetCheckHook'))
-    assert isinstance(hook, DatasetCheckHook)
-    own = {name for name in vars(DatasetCheckHook) if name.startswith(('before', 'after'))}
-    assert own == set(TIMES)
+    for time in TIMES:
+        with pytest.raises(AssertionError, match='the hook asked for'):
+            getattr(hook, time)(Untouchable())
+    rest = [time for time in Hook.stages if time not in TIMES]
+    assert {'before_train_iter', 'after_val_epoch', 'after_run'} <= set(rest)
+    for time in rest:
+        call = getattr(hook, time)
+        call(Untouchable(), *[None] * (len(inspect.signature(call).parameters) - 1))

@@ -500,6 +500,7 @@ class LookUp(torch.nn.Module):
         return self.extractor(features)(bboxes)
 
 
+@pytest.mark.skipif(torch.__version__.startswith('2.1.'), reason='the compiler of torch 2.1 does not follow it')
 def test_the_gathered_implementation_compiles_to_one_graph_with_the_same_features_and_gradients():
     features, bboxes = make_features(4, dtype=torch.float32), mixed_boxes()
     plain = LookUp()
@@ -511,13 +512,15 @@ def test_the_gathered_implementation_compiles_to_one_graph_with_the_same_feature
         torch.testing.assert_close(mine, other)
 
 
+@pytest.mark.skipif(torch.__version__.startswith('2.1.'), reason='the compiler of torch 2.1 does not follow it')
 def test_the_gathered_implementation_can_be_exported():
     features, bboxes = tuple(level.detach() for level in make_features(4, dtype=torch.float32)), mixed_boxes()
     exported = torch.export.export(LookUp().eval(), (features, bboxes)).module()
     torch.testing.assert_close(exported(features, bboxes), LookUp()(features, bboxes))
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.skipif(
+    torch.__version__.startswith('2.1.'), reason='torch 2.1 has no float16 autocast on a CPU'))])
 def test_autocast_leaves_the_features_in_single_precision(dtype):
     features = make_features(4, dtype=torch.float32)
     with torch.autocast('cpu', dtype):

@@ -25,13 +25,13 @@ def test_versions_are_compared_by_number(version, specifier, expected):
     assert check.satisfies(version, specifier) is expected
 
 
-@pytest.mark.parametrize('version', [(3, 10, 13), (3, 13, 0), (2, 7, 18)])
+@pytest.mark.parametrize('version', [(3, 9, 18), (3, 13, 0), (2, 7, 18)])
 def test_python_out_of_range_is_named_with_the_cure(version):
     with pytest.raises(check.Fault, match=rf'/some/python is Python {re.escape(".".join(map(str, version)))}.*Cure:'):
         check.check_python_version(version, '/some/python')
 
 
-@pytest.mark.parametrize('version', [(3, 11, 0), (3, 12, 9)])
+@pytest.mark.parametrize('version', [(3, 10, 13), (3, 11, 0), (3, 12, 9)])
 def test_python_in_range_passes(version):
     check.check_python_version(version, '/some/python')
 

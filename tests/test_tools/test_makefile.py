@@ -8,7 +8,8 @@ import sys
 import pytest
 from fake_environment import ROOT, setup
 
-ENVIRONMENTS = ('VENV', 'VENV_COMPILED', 'VENV_ONEDL', 'OPERATORS', 'LOCK', 'PYTHON')
+ENVIRONMENTS = ('VENV', 'VENV_COMPILED', 'VENV_ONEDL', 'VENV_OLDEST', 'TORCH_OLDEST', 'PYTHON_OLDEST',
+                'OPERATORS', 'LOCK', 'PYTHON')
 GIVEN = (*ENVIRONMENTS, 'TESTS', 'TEST_ARGS', 'MAKEFLAGS', 'MAKEOVERRIDES', 'MFLAGS', 'MAKELEVEL')
 
 
@@ -24,7 +25,7 @@ def test_make_test_sets_up_first_and_runs_all_tests():
     assert commands.index("setup_environment.py --venv '/env'") < commands.index('/env/bin/python -m pytest tests -q')
 
 
-@pytest.mark.parametrize('name', ['compiled', 'onedl'])
+@pytest.mark.parametrize('name', ['compiled', 'onedl', 'oldest'])
 def test_other_stacks_are_tested_in_environments_of_their_own(name):
     variable = f'VENV_{name.upper()}'
     for arguments, directory in (((), f'.venv-{name}'), ((f'{variable}=/other', 'VENV=/stock'), '/other')):
@@ -32,6 +33,13 @@ def test_other_stacks_are_tested_in_environments_of_their_own(name):
         assert re.search(rf"setup_environment\.py --venv '{directory}' --torch '.*' --lock '{name}'", commands)
         assert f'{directory}/bin/python -m pytest tests -q' in commands
         assert '/stock' not in commands
+
+
+def test_the_oldest_versions_come_with_the_oldest_torch_and_python():
+    commands = make('test-oldest')
+    assert "--torch 'torch==2.1.0' --lock 'oldest'" in commands and "for python in 'python3.10'" in commands
+    assert "--torch 'torch==2.1.2'" in make('test-oldest', 'TORCH_OLDEST=torch==2.1.2')
+    assert "for python in '/py'" in make('test-oldest', 'PYTHON_OLDEST=/py')
 
 
 def test_operators_are_compiled_only_where_that_is_asked_for():

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from fake_environment import ROOT, check, compiled, environment, record_steps, setup
 
+NUMPY_2 = {'numpy': '2.4.6'}
+
 # what is refused
 
 
@@ -22,25 +24,39 @@ from fake_environment import ROOT, check, compiled, environment, record_steps, s
 def test_unsupported_stock_version_is_refused_with_its_place_and_range(tmp_path, module, name, version):
     foreign = environment(tmp_path, {name: version}, {module: [name]})
     with pytest.raises(check.Fault) as fault:
-        setup.refuse_unsupported(foreign)
+        setup.refuse_unsupported(foreign, NUMPY_2)
     for part in (f'{name} {version}', str(tmp_path), check.read_requirements()[module], 'Cure:'):
         assert part in str(fault.value)
 
 
 def test_fork_is_not_measured_by_the_stock_range(tmp_path):
-    setup.refuse_unsupported(environment(tmp_path, {'onedl-mmcv': '2.3.6'}, {'mmcv': ['onedl-mmcv']}))
+    setup.refuse_unsupported(environment(tmp_path, {'onedl-mmcv': '2.3.6'}, {'mmcv': ['onedl-mmcv']}), NUMPY_2)
 
 
 def test_two_distributions_of_the_same_module_are_refused(tmp_path):
     versions = {'mmcv': '2.1.0', 'mmcv-lite': '2.1.0'}
     both = environment(tmp_path, versions, {'mmcv': ['mmcv', 'mmcv-lite']})
     with pytest.raises(check.Fault, match=r'mmcv and mmcv-lite in .* both bring mmcv.*Cure: pip uninstall mmcv mmcv-l'):
-        setup.refuse_unsupported(both)
+        setup.refuse_unsupported(both, NUMPY_2)
 
 
 def test_torch_too_old_for_the_lock_is_refused_before_its_numpy_is_replaced(tmp_path):
     with pytest.raises(check.Fault, match=r'torch 2\.1\.0\+cu121 .* numpy 2 '):
-        setup.refuse_unsupported(environment(tmp_path, {'torch': '2.1.0+cu121'}))
+        setup.refuse_unsupported(environment(tmp_path, {'torch': '2.1.0+cu121'}), NUMPY_2)
+    setup.refuse_unsupported(environment(tmp_path, {'torch': '2.1.0+cu121'}), setup.read_lock('oldest'))
+
+
+def test_python_too_old_for_the_lock_is_refused_with_the_lock_that_fits():
+    with pytest.raises(check.Fault, match=r'/env is of Python 3\.10\.13, and .* needs 3\.11\. Cure: .*LOCK=oldest'):
+        setup.refuse_python_too_old('3.10.13', '/env', NUMPY_2)
+    setup.refuse_python_too_old('3.10.13', '/env', setup.read_lock('oldest'))
+
+
+def test_no_environment_is_made_by_a_python_too_old_for_the_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'version', '3.10.13 (main)')
+    with pytest.raises(check.Fault, match=r'needs 3\.11'):
+        setup.set_up(tmp_path / 'env', 'torch', 'stand-in')
+    assert not (tmp_path / 'env').exists()
 
 
 # what is installed
@@ -52,6 +68,15 @@ def test_lock_is_exact_and_lies_in_the_supported_ranges():
     for name in supported.keys() - {'torch'}:  # the user's own, or chosen by TORCH=
         assert check.satisfies(lock[name], supported[name]), f'{name}=={lock[name]} is not {supported[name]}'
     assert 'torch' not in lock
+
+
+def test_the_oldest_lock_is_the_lowest_of_every_range():
+    lock, supported = setup.read_lock('oldest'), check.read_requirements()
+    for name in ('numpy', 'pillow', 'pycocotools', 'mmengine', 'mmdet', 'lvis'):
+        lowest = check.version_numbers(supported[name].split(',')[0].removeprefix('>='))
+        assert check.version_numbers(lock[name])[:len(lowest)] == lowest, name
+    assert lock['mmcv-lite'] == supported['mmcv'].split(',')[0].removeprefix('>=')
+    assert 'torch==2.1.0' in (ROOT / 'Makefile').read_text() and supported['torch'] == '>=2.1'
 
 
 def test_range_in_a_lock_file_is_refused(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]  # the clone, or .mim, which carries requirements.txt as well
-PYTHON_VERSIONS = ((3, 11), (3, 12))  # what the versions in requirements/lock.txt can be installed on
+PYTHON_VERSIONS = ((3, 10), (3, 11), (3, 12))
 DISTRIBUTIONS = {  # of the modules that more than one brings, the maintained forks last
     'mmengine': ('mmengine', 'onedl-mmengine'),
     'mmcv': ('mmcv-lite', 'mmcv', 'onedl-mmcv'),

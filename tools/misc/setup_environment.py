@@ -31,13 +31,20 @@ from check_environment import (
     check_python_version,
     read_requirements,
     satisfies,
+    version_numbers,
 )
 from setup_compiled import BUILD_FAILURES, provide_compiled_mmcv, require_compiler
 
 HERE = Path(__file__).resolve().parent
 LOCK_FILES = (ROOT / 'requirements' / 'lock.txt', ROOT / 'requirements' / 'tests.txt')
-LOCKS = {'stand-in': None, 'compiled': 'lock-compiled.txt', 'onedl': 'lock-onedl.txt'}  # what is laid over those
-TORCH_FOR_LOCK = '>=2.3'  # older ones were built for numpy 1, and the lock has numpy 2
+LOCKS = {  # what is laid over those
+    'stand-in': None,
+    'compiled': 'lock-compiled.txt',
+    'onedl': 'lock-onedl.txt',
+    'oldest': 'lock-oldest.txt',
+}
+PYTHON_FOR_NUMPY_2 = (3, 11)  # of the version in lock.txt
+TORCH_FOR_NUMPY_2 = '>=2.3'  # older ones were built for numpy 1
 TAIL = 15  # lines of output shown with a failure of unknown cause
 
 KNOWN_FAILURES = {
@@ -195,15 +202,25 @@ def is_ready(environment: Environment, lock: dict[str, str]) -> bool:
     return environment.stamp.exists() and environment.stamp.read_text() == fingerprint(environment, lock)
 
 
-def refuse_unsupported(environment: Environment) -> None:
+def refuse_unsupported(environment: Environment, lock: dict[str, str]) -> None:
     """Of an environment that set-up did not make: do not replace what its owner chose, say what does not fit."""
     torch = environment.version('torch')
-    if torch and not satisfies(torch, TORCH_FOR_LOCK):
+    if torch and satisfies(lock['numpy'], '>=2') and not satisfies(torch, TORCH_FOR_NUMPY_2):
         raise Fault(
             f'torch {torch} in {environment.path} does not work with the numpy 2 of requirements/lock.txt, which needs '
-            f'torch{TORCH_FOR_LOCK}. Cure: {OWN_ENVIRONMENT}, or install the ranges in requirements.txt by hand'
+            f'torch{TORCH_FOR_NUMPY_2}. Cure: {OWN_ENVIRONMENT}, or LOCK=oldest for the versions in '
+            'requirements/lock-oldest.txt'
         )
     check_openmmlab(environment.info, str(environment.path))
+
+
+def refuse_python_too_old(version: str, where: Path | str, lock: dict[str, str]) -> None:
+    """Python 3.10 is supported, but not by the newest versions of what is needed."""
+    if satisfies(lock['numpy'], '>=2') and (3, 10) <= version_numbers(version) < PYTHON_FOR_NUMPY_2:
+        raise Fault(
+            f'{where} is of Python {version}, and the numpy of requirements/lock.txt needs '
+            '3.11. Cure: PYTHON=/path/to/python3.11, or LOCK=oldest for the versions in requirements/lock-oldest.txt'
+        )
 
 
 def refuse_stock_beside_forks(environment: Environment, lock: dict[str, str]) -> None:
@@ -258,11 +275,14 @@ def install_all(environment: Environment, lock: dict[str, str], torch_requiremen
 
 def set_up(path: Path, torch_requirement: str, lock_name: str) -> None:
     lock = read_lock(lock_name)
+    if not (path / 'bin' / 'python').exists():
+        refuse_python_too_old(sys.version.split()[0], sys.executable, lock)
     environment = open_environment(path)
+    refuse_python_too_old(environment.info['python'], path, lock)
     refuse_stock_beside_forks(environment, lock)
     if not is_ready(environment, lock):
         if not environment.stamp.exists():
-            refuse_unsupported(environment)
+            refuse_unsupported(environment, lock)
         environment = install_all(environment, lock, torch_requirement)
     print(f'setup: {path} is ready (Python {environment.info["python"]}, torch {environment.version("torch")})')
 
@@ -271,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--venv', default='.venv', help='the environment; made when there is none (default: .venv)')
     parser.add_argument('--torch', default='torch', help="pip's words for the torch to install where there is none")
-    lock = "mmcv's operators in torch or compiled, or the maintained forks, in torch too (default: stand-in)"
+    lock = "mmcv's operators in torch or compiled; the maintained forks, or the oldest versions (default: stand-in)"
     parser.add_argument('--lock', choices=LOCKS, default='stand-in', help=lock)
     only = 'only print the environment that the Python running this belongs to, or .venv when it belongs to none'
     parser.add_argument('--print-environment', action='store_true', help=only)
