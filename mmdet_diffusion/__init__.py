@@ -15,13 +15,23 @@ compat.keep_safety_check_of_checkpoints()
 compat.mend_lvis_evaluation()
 compat.allow_processes_without_a_gpu()
 
-from . import config_zoo, detectors, heads, hooks, losses, optim, roi_extractors, task_modules  # noqa: E402
+from . import (  # noqa: E402
+    config_zoo,
+    detectors,
+    heads,
+    hooks,
+    loops,
+    losses,
+    optim,
+    roi_extractors,
+    task_modules,
+)
 from .config_zoo import config_path, list_configs  # noqa: E402
 from .version import __version__  # noqa: E402
 
 compat.let_configs_inherit_from_this_package(config_zoo.config_folder)
 
 __all__ = [
-    '__version__', 'config_path', 'detectors', 'heads', 'hooks', 'list_configs', 'losses', 'optim', 'roi_extractors',
-    'task_modules'
+    '__version__', 'config_path', 'detectors', 'heads', 'hooks', 'list_configs', 'loops', 'losses', 'optim',
+    'roi_extractors', 'task_modules'
 ]
