@@ -11,6 +11,8 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from .resume_check import drop_code, refuse_partial_state
+
 BACKEND = 'atomic_local'
 PART = '.part'  # ends the name of a file that is being written
 
@@ -88,8 +90,24 @@ class AtomicCheckpointHook(CheckpointHook):
     room for one checkpoint more. Checkpoints that go elsewhere, by ``backend_args`` or a ``://`` in ``out_dir``, are
     written as that back end does it.
 
+    What a checkpoint lacks that is resumed from is said, and no code in one is run (see :mod:`.resume_check`).
+
     Arguments are those of ``CheckpointHook``.
     """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Look at what was read before it is used.
+
+        Args:
+            runner (Runner): with the model.
+            checkpoint (dict): as it was read.
+
+        Raises:
+            ValueError: if the training is to be resumed and something is missing.
+        """
+        drop_code(checkpoint)
+        if runner._resume:
+            refuse_partial_state(runner, checkpoint)
 
     def before_train(self, runner: Runner) -> None:
         """Set up the folder, and remove what a process that was ended left half-written."""

@@ -52,13 +52,16 @@ class SeededBatches:
         dataloader (DataLoader): is not iterated itself. Its sampler may be endless or an epoch's.
 
     Raises:
-        ValueError: if it has no sampler of batches, so that there is no order to follow.
+        ValueError: if it has no sampler of batches, so that there is no order to follow, or no samples.
     """
 
     def __init__(self, dataloader: DataLoader) -> None:
         if isinstance(dataloader.dataset, IterableDataset) or dataloader.batch_sampler is None:
             raise ValueError(f'ResumableTrainLoop needs a data loader with indices in batches; that of '
                              f'{type(dataloader.dataset).__name__} has none. Set train_cfg.type=IterBasedTrainLoop')
+        if not len(dataloader.dataset):  # an endless sampler would look for one for ever
+            raise ValueError(f'{type(dataloader.dataset).__name__} ({getattr(dataloader.dataset, "ann_file", "")}) has '
+                             'no image to train on; see its ann_file and filter_cfg')
         self._loader = dataloader
         self._batches: Iterator | None = None
         self._to_skip = 0
