@@ -24,6 +24,8 @@ def first_fault(content: object) -> str | None:
 
 def first_missing_key(content: dict) -> str | None:
     """The first entry that lacks what MMDetection reads of a detection data set, in a file without other faults."""
+    if not content.get('images'):
+        return 'it lists no images'
     for section in LISTS:
         for index, entry in enumerate(content.get(section, [])):
             lacking = [key for key in NEEDED[section] if key not in entry]

@@ -84,14 +84,10 @@ def read(path):
                               filter_cfg=dict(filter_empty_gt=False, min_size=0), pipeline=[])
         check_classes(dataset, len(CLASSES))
         return dataset
-    except (ValueError, FileNotFoundError) as error:
-        if str(path) in str(error):  # says already which file
-            return str(error)
-        fault = annotation_file_fault(str(path))
-    except Exception:  # whatever MMDetection stumbles over; our programs then say this in its place
-        fault = annotation_file_fault(str(path))
-    assert fault is not None, 'refused without a reason'
-    return fault
+    except Exception as error:  # whatever MMDetection stumbles over; our programs then say this in its place
+        fault = str(error) if str(path) in str(error) else annotation_file_fault(str(path))
+        assert fault is not None, f'refused without a reason: {error!r}'
+        return fault
 
 
 def boxes_of(dataset):
