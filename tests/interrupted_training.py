@@ -14,7 +14,8 @@ CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-4k_shapes.py'
 TORCHRUN = ['-m', 'torch.distributed.run']
 
 # END_AT, of the environment, says where a process ends itself by SIGKILL: {"iteration": 3, "rank": 1}, after that
-# iteration, or {"file": "iter_4.pth", "time": 1}, when half of the content has been written to it for that time.
+# iteration, or {"file": "iter_4.pth", "time": 1}, when half of the content has been written to it for that time. With
+# "errno" that write raises instead; with "replace": [PATH, OTHER] the first is replaced by the second after the iteration.
 PROGRAM = '''
 import builtins, json, os, signal
 from pathlib import Path
@@ -60,6 +61,8 @@ class Ending:
     def write(self, content):
         self.file.write(content[:len(content) // 2])
         self.file.flush()
+        if 'errno' in end_at:
+            raise OSError(end_at['errno'], os.strerror(end_at['errno']))
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -77,7 +80,12 @@ class RecordHook(Hook):
         with stock_open(f'{runner.work_dir}/record_{get_rank()}.jsonl', 'a') as file:
             file.write(json.dumps(entry) + chr(10))
         if runner.iter == end_at.get('iteration') and get_rank() == end_at.get('rank', 0):
-            os.kill(os.getpid(), signal.SIGKILL)
+            if 'replace' not in end_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            path, other = end_at['replace']
+            os.rename(path, path + '.away')
+            if other is not None:
+                os.rename(other, path)
 
 
 run_mmdet_tool('train.py')

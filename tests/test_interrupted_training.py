@@ -1,15 +1,26 @@
 """A training that is killed goes on, after ``--resume``, as the one that was never killed."""
 
+import errno
+import json
+import re
+import shutil
+import socket
+import subprocess
+
 import pytest
+import torch
 from interrupted_training import (
     differing_state,
     distributed_options,
     draw_shapes,
+    environment,
     record,
     run,
     shapes_options,
     train_command,
 )
+
+from mmdet_diffusion.testing import REPOSITORY
 
 KILLED = -9
 ITERATIONS = 7
@@ -91,6 +102,47 @@ def test_a_training_without_a_seed_goes_on_with_the_one_that_it_drew(shapes, tmp
     assert again == {iteration: first[iteration] for iteration in again}
 
 
+# Faults of disk and data ----------------------------------------------------------------------------------------------
+
+
+def assert_ended_with_a_whole_checkpoint(folder, *iterations):
+    checkpoint, = folder.glob('*.pth*')
+    assert (folder / 'last_checkpoint').read_text() == str(checkpoint)
+    assert torch.load(checkpoint)['meta']['iter'] in iterations
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_training_in_one_line_and_leaves_the_checkpoint_before(shapes, whole, tmp_path):
+    printed = run(command(shapes, tmp_path), 1, file='iter_4.pth', time=1, errno=errno.ENOSPC)
+    assert (f'{tmp_path}/iter_4.pth cannot be written (No space left on device); what was saved before is whole'
+            in printed.splitlines()[-1])
+    assert_ended_with_a_whole_checkpoint(tmp_path, 2)
+    run(command(shapes, tmp_path, resume=True))
+    assert_equal_runs(tmp_path, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('num_workers', [0, 1])
+@pytest.mark.parametrize('fault', ['folder', 'picture'])
+def test_data_that_go_away_end_the_training_with_the_name_of_the_picture(shapes, whole, tmp_path, num_workers, fault):
+    data = tmp_path / 'data'
+    shutil.copytree(shapes, data)
+    # Of a picture that comes next after the second iteration, the first half.
+    picture = data / 'train' / record(whole)[4]['samples'][0][0]
+    content = picture.read_bytes()
+    (tmp_path / 'half').write_bytes(content[:len(content) // 2])
+    replaced, other = (data / 'train', None) if fault == 'folder' else (picture, tmp_path / 'half')
+    ahead = ['train_dataloader.prefetch_factor=1'] if num_workers else []
+    line = command(data, tmp_path / 'work', *ahead, num_workers=num_workers)
+    printed = run(line, 1, iteration=2, replace=[str(replaced), other and str(other)])
+    named = r'/train/\d+.png' if fault == 'folder' else re.escape(str(picture))
+    assert re.search(f'sample \\d+ of the training data, .*{named}, cannot be loaded', printed.splitlines()[-1])
+    assert_ended_with_a_whole_checkpoint(tmp_path / 'work', 2, 4)  # what a worker holds already is trained on
+    replaced.with_name(replaced.name + '.away').replace(replaced)
+    run(command(data, tmp_path / 'work', num_workers=num_workers, resume=True))
+    assert_equal_runs(tmp_path / 'work', whole)
+
+
 # Two processes --------------------------------------------------------------------------------------------------------
 
 TWO = ('--standalone', '--nproc_per_node=2')
@@ -123,3 +175,78 @@ def test_torchrun_restarts_a_training_whose_process_was_killed_and_it_ends_as_if
     printed = run(command(shapes, tmp_path, launch=(*TWO, '--max-restarts=1'), resume=True), iteration=4, rank=1)
     assert 'resumed epoch: 0, iter: 4' in printed
     assert_equal_runs(tmp_path, whole_of_two, ranks=(0, 1))
+
+
+# Two machines ---------------------------------------------------------------------------------------------------------
+
+# Trains with the batches and draws of two processes, one after the other, as one: mean of the two gradients.
+ONE_FOR_TWO = '''
+import json, sys
+import mmdet_diffusion
+from mmdet.registry import LOOPS
+from mmdet_diffusion.launch import run_mmdet_tool
+from mmdet_diffusion.loops import ResumableTrainLoop
+from mmdet_diffusion.loops.seeded_batches import SeededBatches, seed_draws
+
+
+@LOOPS.register_module()
+class OneForTwoLoop(ResumableTrainLoop):
+    def run(self):
+        runner = self.runner
+        streams = [self.stream(rank) for rank in (0, 1)]
+        runner.model.train()
+        with open(f'{runner.work_dir}/losses.jsonl', 'w') as file:
+            for iteration in range(self._max_iters):
+                losses = []
+                for rank in (0, 1):
+                    batch = next(streams[rank])
+                    seed_draws(runner.seed + rank, iteration)
+                    losses.append(runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper))
+                for scheduler in runner.param_schedulers:
+                    scheduler.step()
+                file.write(json.dumps({name: (losses[0][name] + losses[1][name]).item() / 2 for name in losses[0]}) + chr(10))
+
+    def stream(self, rank):
+        loader = self.runner.build_dataloader(self.runner.cfg.train_dataloader, seed=0)
+        loader.batch_sampler.sampler.rank, loader.batch_sampler.sampler.world_size = rank, 2
+        batches = SeededBatches(loader)
+        batches.start(seed=self.runner.seed, rank=rank, iteration=0, sets_order=True)
+        return batches
+
+
+run_mmdet_tool('train.py')
+'''
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_agents_with_a_rendezvous_train_as_one_process_with_the_same_draws(shapes, tmp_path):
+    # The auxiliary head's losses are divided by a mean over the processes; Adam's first steps are as large for a
+    # gradient that is nothing but rounding as for any other.
+    plain = ['model.auxiliary_head=None', 'optim_wrapper.optimizer.type=SGD', 'optim_wrapper.optimizer.fused=False',
+             'optim_wrapper.optimizer.lr=0.2']
+    nodes = ('--nnodes=2', '--nproc_per_node=1', '--rdzv_backend=c10d', f'--rdzv_endpoint=127.0.0.1:{free_port()}',
+             '--rdzv_id=two', '--local_addr=127.0.0.1')
+    line = command(shapes, tmp_path / 'two', *plain, launch=nodes)
+    agents = [subprocess.Popen(line, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True) for _ in range(2)]
+    printed = [agent.communicate(timeout=600)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], printed[0][-3000:] + printed[1][-3000:]
+
+    line = command(shapes, tmp_path / 'one', *plain, 'train_cfg.type=OneForTwoLoop',
+                   'optim_wrapper.accumulative_counts=2')
+    line.remove('default_hooks.record.type=RecordHook')
+    (tmp_path / 'one' / 'train_recorded.py').write_text(ONE_FOR_TWO)
+    run(line)
+    one = [json.loads(line) for line in (tmp_path / 'one' / 'losses.jsonl').read_text().splitlines()]
+    assert abs(one[-1]['loss'] - one[0]['loss']) > 0.1 * one[0]['loss']  # the weights have moved
+    for rank in (0, 1):
+        two = [entry['losses'] for _, entry in sorted(record(tmp_path / 'two', rank).items())]
+        assert len(two) == len(one) == ITERATIONS
+        for iteration, (expected, found) in enumerate(zip(one, two, strict=True)):
+            assert found == pytest.approx(expected, rel=1e-4), iteration

@@ -6,6 +6,7 @@
 import copy
 import os
 import random
+import re
 
 import pytest
 import torch
@@ -194,3 +195,13 @@ def test_a_config_in_a_checkpoint_is_not_run(runner, whole, tmp_path, monkeypatc
     torch.save(content, 'config.pth')
     assert resume(runner, tmp_path / 'config.pth') is None
     assert not (tmp_path / 'code_ran').exists()
+
+
+def test_a_weight_with_another_bit_is_noticed(runner, whole, tmp_path):
+    weight = torch.load(whole)['state_dict']['layer.weight'].numpy().tobytes()
+    with open(whole, 'rb') as file:
+        data = bytearray(file.read())
+    data[data.index(weight)] ^= 1
+    (tmp_path / 'bit.pth').write_bytes(data)
+    assert re.search(r'bit.pth \(--resume\) is a damaged checkpoint: its part .*/data/\d+ is not as it was written',
+                     resume(runner, tmp_path / 'bit.pth'))

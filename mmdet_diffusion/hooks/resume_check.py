@@ -42,6 +42,8 @@ def refuse_partial_state(runner: Runner, checkpoint: dict) -> None:
     for key in ('epoch', 'iter'):
         if not isinstance(meta.get(key), int) or isinstance(meta[key], bool) or meta[key] < 0:
             raise ValueError(f'meta.{key} must be a number of what was trained, got {meta.get(key)!r}')
+    if hasattr(runner, 'strategy'):  # a FlexibleRunner, whose processes may hold a part of each tensor
+        return
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     wanted = {name: value.shape for name, value in model.state_dict().items()}
     given = {name: value.shape if isinstance(value, Tensor) else None

@@ -9,6 +9,8 @@ from torch.utils.data import DataLoader
 
 from .seeded_batches import SeededBatches, seed_draws
 
+SEED = 'seed_of_draws'  # its name in mmengine's message hub
+
 
 @LOOPS.register_module()
 class ResumableTrainLoop(IterBasedTrainLoop):
@@ -49,7 +51,12 @@ class ResumableTrainLoop(IterBasedTrainLoop):
 
     def run(self) -> None:
         """Train from the iteration that was resumed, or from the first."""
-        seed = self.runner.seed - (get_rank() if self._diff_rank_seed else 0)  # a resumed checkpoint's
+        hub = self.runner.message_hub
+        seed = self.runner.seed - (get_rank() if self._diff_rank_seed else 0)
+        if self._iter > 0:
+            seed = hub.runtime_info.get(SEED, seed)
+        hub.update_info(SEED, seed)  # is in every checkpoint
+        self._noise_seed = seed + (get_rank() if self._diff_rank_seed else 0)
         self.dataloader_iterator.start(seed=seed, rank=get_rank(), iteration=self._iter, sets_order=self._sets_order)
         return super().run()
 
@@ -59,5 +66,5 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         Args:
             data_batch (Sequence[dict]): from the data loader.
         """
-        seed_draws(self.runner.seed, self._iter)
+        seed_draws(self._noise_seed, self._iter)
         super().run_iter(data_batch)

@@ -36,10 +36,20 @@ class SeededSamples(Dataset):
         self._rank = rank
 
     def __getitem__(self, place: tuple[int, int, int]) -> object:
-        """The sample for an iteration, a place in its batch and an index of the data set."""
+        """The sample for an iteration, a place in its batch and an index of the data set.
+
+        Raises:
+            RuntimeError: if it cannot be loaded; names the picture.
+        """
         iteration, slot, index = place
         seed_draws(self._seed, self._rank, iteration, slot)
-        return self._dataset[index]
+        try:
+            return self._dataset[index]
+        except Exception as error:  # whatever a decoder or transform raises: few of them name the file
+            info = self._dataset.get_data_info(index) if hasattr(self._dataset, 'get_data_info') else {}
+            raise RuntimeError(f'sample {index} of the training data, {info.get("img_path", "without a path")}, cannot be '
+                               f'loaded ({type(error).__name__}: {error}). Mend it, or take it out of the annotation '
+                               'file, and go on from the last checkpoint with --resume') from error
 
 
 class SeededBatches:
