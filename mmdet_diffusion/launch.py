@@ -19,8 +19,8 @@ from .input_checks import (
     refuse_missing_checkpoint,
     refuse_missing_data,
     refuse_missing_last_checkpoint,
-    refuse_unreadable_checkpoint,
     refuse_missing_model,
+    refuse_unreadable_checkpoint,
 )
 
 PARTS = {'train.py': ('train_dataloader', 'val_dataloader', 'val_evaluator'),  # what it reads data by

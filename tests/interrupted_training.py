@@ -1,4 +1,4 @@
-"""Trainings that are ended from within, as programs of their own: tools/train.py with what each iteration drew noted."""
+"""Trainings that are ended from within, as programs of their own: tools/train.py that notes what it draws."""
 
 import json
 import os
@@ -15,8 +15,8 @@ TORCHRUN = ['-m', 'torch.distributed.run']
 
 # END_AT, of the environment, says where a process ends itself by SIGKILL: {"iteration": 3, "rank": 1}, after that
 # iteration, or {"file": "iter_4.pth", "time": 1}, when half of the content has been written to it for that time. With
-# "errno" that write raises instead; with "replace": [PATH, OTHER] the first is replaced by the second after the iteration.
-PROGRAM = '''
+# "errno" that write raises instead; with "replace": [PATH, OTHER] the first becomes the second after the iteration.
+PROGRAM = """
 import builtins, json, os, signal
 from pathlib import Path
 import mmdet_diffusion
@@ -89,7 +89,7 @@ class RecordHook(Hook):
 
 
 run_mmdet_tool('train.py')
-'''
+"""
 
 
 def shapes_options(shapes: Path, *, num_workers: int = 0) -> list[str]:

@@ -177,10 +177,43 @@ def test_torchrun_restarts_a_training_whose_process_was_killed_and_it_ends_as_if
     assert_equal_runs(tmp_path, whole_of_two, ranks=(0, 1))
 
 
+# Shards ---------------------------------------------------------------------------------------------------------------
+
+FULL = 'strategy.state_dict_cfg'
+SHARDED = [
+    'runner_type=FlexibleRunner', 'strategy.type=ShardedStrategy',
+    'strategy.model_wrapper.type=MMFullyShardedDataParallel', 'strategy.model_wrapper.device_id=cpu',
+    f'{FULL}.state_dict_type=FULL_STATE_DICT', f'{FULL}.state_dict_config.type=FullStateDictConfig',
+    f'{FULL}.state_dict_config.rank0_only=True', f'{FULL}.optim_state_dict_config.type=FullOptimStateDictConfig',
+    f'{FULL}.optim_state_dict_config.rank0_only=True', 'model.auxiliary_head=None',
+]
+
+
+@pytest.mark.slow
+def test_two_processes_with_sharded_weights_train_save_and_go_on(shapes, tmp_path):
+    options = [*SHARDED, 'default_hooks.checkpoint.max_keep_ckpts=-1']
+    run(command(shapes, tmp_path, *options, launch=TWO))
+    first = [record(tmp_path, rank) for rank in (0, 1)]
+    last = tmp_path / f'iter_{ITERATIONS}.pth'
+    last.rename(tmp_path / 'first.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_4.pth'))  # as if it had been ended there
+    for rank in (0, 1):
+        (tmp_path / f'record_{rank}.jsonl').unlink()
+    run(command(shapes, tmp_path, *options, launch=TWO, resume=True))
+    for rank in (0, 1):
+        again = record(tmp_path, rank)
+        assert sorted(again) == [4, 5, 6]
+        assert again == {iteration: first[rank][iteration] for iteration in again}
+    one, two = (torch.load(path)['state_dict'] for path in (last, tmp_path / 'first.pth'))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert 'bbox_head.stages.0.fc_cls.weight' in one  # named and shaped as in any other checkpoint
+    assert one['bbox_head.stages.0.fc_cls.weight'].dim() == 2
+
+
 # Two machines ---------------------------------------------------------------------------------------------------------
 
 # Trains with the batches and draws of two processes, one after the other, as one: mean of the two gradients.
-ONE_FOR_TWO = '''
+ONE_FOR_TWO = """
 import json, sys
 import mmdet_diffusion
 from mmdet.registry import LOOPS
@@ -196,7 +229,7 @@ class OneForTwoLoop(ResumableTrainLoop):
         streams = [self.stream(rank) for rank in (0, 1)]
         runner.model.train()
         with open(f'{runner.work_dir}/losses.jsonl', 'w') as file:
-            for iteration in range(self._max_iters):
+            for iteration in range(self._max_iters // 2):
                 losses = []
                 for rank in (0, 1):
                     batch = next(streams[rank])
@@ -204,7 +237,8 @@ class OneForTwoLoop(ResumableTrainLoop):
                     losses.append(runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper))
                 for scheduler in runner.param_schedulers:
                     scheduler.step()
-                file.write(json.dumps({name: (losses[0][name] + losses[1][name]).item() / 2 for name in losses[0]}) + chr(10))
+                mean = {name: (losses[0][name] + losses[1][name]).item() / 2 for name in losses[0]}
+                file.write(json.dumps(mean) + chr(10))
 
     def stream(self, rank):
         loader = self.runner.build_dataloader(self.runner.cfg.train_dataloader, seed=0)
@@ -215,7 +249,7 @@ class OneForTwoLoop(ResumableTrainLoop):
 
 
 run_mmdet_tool('train.py')
-'''
+"""
 
 
 def free_port():
@@ -233,13 +267,13 @@ def test_two_agents_with_a_rendezvous_train_as_one_process_with_the_same_draws(s
     nodes = ('--nnodes=2', '--nproc_per_node=1', '--rdzv_backend=c10d', f'--rdzv_endpoint=127.0.0.1:{free_port()}',
              '--rdzv_id=two', '--local_addr=127.0.0.1')
     line = command(shapes, tmp_path / 'two', *plain, launch=nodes)
-    agents = [subprocess.Popen(line, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True) for _ in range(2)]
+    agents = [subprocess.Popen(line, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True) for _ in range(2)]
     printed = [agent.communicate(timeout=600)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], printed[0][-3000:] + printed[1][-3000:]
 
     line = command(shapes, tmp_path / 'one', *plain, 'train_cfg.type=OneForTwoLoop',
-                   'optim_wrapper.accumulative_counts=2')
+                   'optim_wrapper.accumulative_counts=2', f'train_cfg.max_iters={2 * ITERATIONS}')
     line.remove('default_hooks.record.type=RecordHook')
     (tmp_path / 'one' / 'train_recorded.py').write_text(ONE_FOR_TWO)
     run(line)

@@ -17,15 +17,16 @@ from mmdet_diffusion.input_checks import annotation_file_fault
 
 NUMBER = int(os.environ.get('MUTATIONS', 200))
 CLASSES = ('pen', 'cup')
-VALUES = [None, True, False, 0, -1, 1, 10**9, 10**400, 0.5, float('nan'), float('inf'), -float('inf'), '', 'pen', '\n', '1',
-          [], [1], [[]], {}, dict(id=1), [1, 2, 3, 4], [1, 2, float('nan'), 4], '__import__("os").system("touch code_ran")']
+VALUES = [None, True, False, 0, -1, 1, 10**9, 10**400, 0.5, float('nan'), float('inf'), -float('inf'), '', 'pen', '\n',
+          '1', [], [1], [[]], {}, dict(id=1), [1, 2, 3, 4], [1, 2, float('nan'), 4],
+          '__import__("os").system("touch code_ran")']
 
 
 def valid_content():
     return dict(
         images=[dict(id=number, file_name=f'{number}.jpg', width=100, height=80) for number in (3, 1, 2)],
         categories=[dict(id=7, name='pen'), dict(id=4, name='cup')],
-        annotations=[dict(id=number, image_id=image, category_id=category, bbox=[10, 20.5, 30, 40], area=1200, iscrowd=0)
+        annotations=[dict(id=number, image_id=image, category_id=category, bbox=[10, 20.5, 30, 40], area=1200)
                      for number, (image, category) in enumerate([(1, 7), (1, 4), (2, 7), (3, 4)], start=1)])
 
 

@@ -31,5 +31,5 @@ def refuse_infinite_losses(losses: dict[str, Tensor], batch_data_samples: Sample
     if values[:, None].mm(values[None]).dtype == torch.float16:  # by autocast; older torch cannot be asked by device
         print_log(f'{fault}. In float16 the loss scaler leaves out this step', 'current', logging.WARNING)
         return
-    raise FloatingPointError(f'{fault}. The weights were not updated with them. Look at these images, lower the learning '
-                             'rate or train in float32 or bfloat16, and go on from the last checkpoint with --resume')
+    raise FloatingPointError(f'{fault}. The weights were not updated with them. Look at these images, lower the '
+                             'learning rate or train in float32, and go on from the last checkpoint with --resume')

@@ -84,11 +84,11 @@ class _RemovalsLater(LocalBackend):
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, after which ``--resume`` finds a whole checkpoint whenever the process ended.
 
-    mmengine removes what is too old before it writes the new checkpoint (with ``max_keep_ckpts=1`` the only one), writes
-    under the final name, and empties ``last_checkpoint`` before it names the new one there. Here a file is written
-    beside its place and moved there, ``last_checkpoint`` likewise and after it, and what is too old goes last. That takes
-    room for one checkpoint more. Checkpoints that go elsewhere, by ``backend_args`` or a ``://`` in ``out_dir``, are
-    written as that back end does it.
+    mmengine removes what is too old before it writes the new checkpoint (with ``max_keep_ckpts=1`` the only one),
+    writes under the final name, and empties ``last_checkpoint`` before it names the new one there. Here a file is
+    written beside its place and moved there, ``last_checkpoint`` likewise and after it, and what is too old goes last.
+    That takes room for one checkpoint more. Checkpoints that go elsewhere, by ``backend_args`` or a ``://`` in
+    ``out_dir``, are written as that back end does it.
 
     What a checkpoint lacks that is resumed from is said, and no code in one is run (see :mod:`.resume_check`).
 

@@ -36,8 +36,8 @@ def refuse_partial_state(runner: Runner, checkpoint: dict) -> None:
     """
     lacking = [key for key in NEEDED if not isinstance(checkpoint.get(key), dict)]
     if lacking:
-        raise ValueError(f'it holds no {", ".join(lacking)} of a training, so that none can be resumed from it; for its '
-                         'weights alone set load_from and leave out --resume')
+        raise ValueError(f'it holds no {", ".join(lacking)} of a training, so that none can be resumed from it; for '
+                         'its weights alone set load_from and leave out --resume')
     meta = checkpoint['meta']
     for key in ('epoch', 'iter'):
         if not isinstance(meta.get(key), int) or isinstance(meta[key], bool) or meta[key] < 0:
@@ -50,5 +50,5 @@ def refuse_partial_state(runner: Runner, checkpoint: dict) -> None:
              for name, value in checkpoint['state_dict'].items()}
     for finding, names in differences(given, wanted).items():
         if names:
-            raise ValueError(f'{len(names)} {finding}: {", ".join(map(str, names[:3]))}; a training goes on with the model '
-                             'that it began with. For another one set load_from and leave out --resume')
+            raise ValueError(f'{len(names)} {finding}: {", ".join(map(str, names[:3]))}; a training goes on with the '
+                             'model that it began with. For another one set load_from and leave out --resume')

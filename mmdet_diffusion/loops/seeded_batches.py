@@ -1,4 +1,4 @@
-"""Training batches, and draws, as a function of seed, process and iteration: a resumed training has no past to restore."""
+"""Training batches and draws as a function of seed, process and iteration: resuming has no past to restore."""
 
 import itertools
 import random
@@ -47,9 +47,10 @@ class SeededSamples(Dataset):
             return self._dataset[index]
         except Exception as error:  # whatever a decoder or transform raises: few of them name the file
             info = self._dataset.get_data_info(index) if hasattr(self._dataset, 'get_data_info') else {}
-            raise RuntimeError(f'sample {index} of the training data, {info.get("img_path", "without a path")}, cannot be '
-                               f'loaded ({type(error).__name__}: {error}). Mend it, or take it out of the annotation '
-                               'file, and go on from the last checkpoint with --resume') from error
+            path = info.get('img_path', 'without a path')
+            raise RuntimeError(f'sample {index} of the training data, {path}, cannot be loaded '
+                               f'({type(error).__name__}: {error}). Mend it, or take it out of the annotation file, '
+                               'and go on from the last checkpoint with --resume') from error
 
 
 class SeededBatches:

@@ -32,7 +32,8 @@ def pad_objects(batch_data_samples: SampleList, num_classes: int) -> PaddedObjec
         PaddedObjects: see there.
 
     Raises:
-        ValueError: if a box is not finite or absurdly large, or a label not in 0..C-1; names the image, the value and the cure.
+        ValueError: if a box is not finite or beyond ``MAX_COORDINATE``, or a label not in 0..C-1; names the image, the
+            value and the cure.
     """
     instances = [sample.gt_instances for sample in batch_data_samples]
     bboxes = [get_box_tensor(image.bboxes).float() for image in instances]
