@@ -136,7 +136,8 @@ def test_data_that_go_away_end_the_training_with_the_name_of_the_picture(shapes,
     line = command(data, tmp_path / 'work', *ahead, num_workers=num_workers)
     printed = run(line, 1, iteration=2, replace=[str(replaced), other and str(other)])
     named = r'/train/\d+.png' if fault == 'folder' else re.escape(str(picture))
-    assert re.search(f'sample \\d+ of the training data, .*{named}, cannot be loaded', printed.splitlines()[-1])
+    last_line = printed.strip().splitlines()[-1]
+    assert re.search(f'sample \\d+ of the training data, .*{named}, cannot be loaded', last_line)
     assert_ended_with_a_whole_checkpoint(tmp_path / 'work', 2, 4)  # what a worker holds already is trained on
     replaced.with_name(replaced.name + '.away').replace(replaced)
     run(command(data, tmp_path / 'work', num_workers=num_workers, resume=True))
