@@ -103,6 +103,6 @@ def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path, monkeypatch, f
         monkeypatch.setattr(atomic_checkpoint_hook, 'open', Full, raising=False)
     else:
         monkeypatch.setattr(atomic_checkpoint_hook.os, fails, full)
-    with pytest.raises(OSError, match='file cannot be written .No space left on device.; what was saved before is whole'):
+    with pytest.raises(OSError, match='file cannot be written .No space left on device.; what was saved'):
         replace_file(tmp_path / 'file', b'new')
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [('file', b'old')]
