@@ -11,13 +11,23 @@ compat.check_operators()  # first: it makes stand-ins available to whatever impo
 compat.warn_of_untested_mmdet()
 compat.refuse_second_diffusiondet()
 
-from . import config_zoo, detectors, heads, hooks, losses, optim, roi_extractors, task_modules  # noqa: E402
+from . import (  # noqa: E402
+    config_zoo,
+    detectors,
+    heads,
+    hooks,
+    loops,
+    losses,
+    optim,
+    roi_extractors,
+    task_modules,
+)
 from .config_zoo import config_path, list_configs  # noqa: E402
 from .version import __version__  # noqa: E402
 
 compat.mend_stack(config_zoo.config_folder)
 
 __all__ = [
-    '__version__', 'config_path', 'detectors', 'heads', 'hooks', 'list_configs', 'losses', 'optim', 'roi_extractors',
-    'task_modules'
+    '__version__', 'config_path', 'detectors', 'heads', 'hooks', 'list_configs', 'loops', 'losses', 'optim',
+    'roi_extractors', 'task_modules'
 ]

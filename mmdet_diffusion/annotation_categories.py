@@ -1,7 +1,11 @@
 """Categories of annotation files in COCO's or LVIS's form, parsed by one process for all."""
 
-import mmengine
+import json
+
 from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.fileio import get_text
+
+from .annotation_faults import first_fault
 
 KEYS = ('id', 'name', 'image_count')
 
@@ -15,7 +19,7 @@ def read_categories(ann_file: str, backend_args: dict | None = None) -> list[dic
     processes have to call this together.
 
     Args:
-        ann_file (str): JSON file, or any other that mmengine loads.
+        ann_file (str): JSON file.
         backend_args (dict, optional): of mmengine's file back end.
 
     Returns:
@@ -23,7 +27,7 @@ def read_categories(ann_file: str, backend_args: dict | None = None) -> list[dic
 
     Raises:
         FileNotFoundError: if the file is not there.
-        ValueError: if it is no JSON, or has no list of categories.
+        ValueError: if it is no JSON, or something in it is wrong (see :func:`first_fault`).
         RuntimeError: if anything else goes wrong.
     """
     if ann_file not in _read:
@@ -42,14 +46,28 @@ def read_categories(ann_file: str, backend_args: dict | None = None) -> list[dic
     return _read[ann_file]
 
 
-def _parse(ann_file: str, backend_args: dict | None) -> list[dict]:
+def parse_annotations(ann_file: str, backend_args: dict | None) -> object:
+    """Content of an annotation file; no other format than JSON, some of which run code.
+
+    Args:
+        ann_file (str): path or address.
+        backend_args (dict | None): of mmengine's file back end.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        ValueError: if it is no JSON.
+    """
     try:
-        content = mmengine.load(ann_file, backend_args=backend_args)
+        return json.loads(get_text(ann_file, backend_args=backend_args))
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{ann_file} is not there') from error
-    except (ValueError, TypeError) as error:  # broken JSON; a suffix that mmengine does not read
+    except (ValueError, RecursionError) as error:  # broken JSON; no text; brackets within brackets without end
         raise ValueError(f'{ann_file} is no JSON: {error}') from error
-    categories = content.get('categories') if isinstance(content, dict) else None
-    if not isinstance(categories, list) or not all(isinstance(category, dict) for category in categories):
-        raise ValueError(f'{ann_file} has no list of "categories" as COCO and LVIS annotation files have')
-    return [{key: category[key] for key in KEYS if key in category} for category in categories]
+
+
+def _parse(ann_file: str, backend_args: dict | None) -> list[dict]:
+    content = parse_annotations(ann_file, backend_args)
+    fault = first_fault(content)
+    if fault is not None:
+        raise ValueError(f'{ann_file}: {fault}')
+    return [{key: category[key] for key in KEYS if key in category} for category in content['categories']]

@@ -1,6 +1,8 @@
 """What a user names and is not there, said in one line before anything is built."""
 
 import os
+import pickle
+import traceback
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +11,8 @@ import torch
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
+from .annotation_categories import parse_annotations
+from .annotation_faults import first_fault, first_missing_key
 from .half_precision import half_dtype, half_precision
 from .hooks.checkpoint_report_hook import differences
 
@@ -16,7 +20,7 @@ PICKLE = b'\x80'  # first byte
 
 
 def refuse_missing_checkpoint(checkpoint: str | None, origin: str = '') -> None:
-    """Stop where a checkpoint is no file, or not one that torch wrote; None and an address of the web pass.
+    """Stop where a checkpoint is no file, or not as torch wrote it; None and an address of the web pass.
 
     Args:
         checkpoint (str | None): path.
@@ -32,8 +36,37 @@ def refuse_missing_checkpoint(checkpoint: str | None, origin: str = '') -> None:
         raise SystemExit(f'there is no checkpoint {named}')
     with open(checkpoint, 'rb') as file:
         is_pickle = file.read(1) == PICKLE  # as torch wrote them before 1.6
-    if not is_pickle and not zipfile.is_zipfile(checkpoint):
+    if is_pickle:
+        return
+    if not zipfile.is_zipfile(checkpoint):
         raise SystemExit(f'{named} is no checkpoint, or only the first part of one')
+    try:
+        with zipfile.ZipFile(checkpoint) as records:
+            changed = records.testzip()  # torch reads changed numbers without a word
+    except Exception as error:  # whatever the module stumbles over
+        raise SystemExit(f'{named} is a damaged checkpoint ({type(error).__name__}: {error})') from error
+    if changed is not None:
+        raise SystemExit(f'{named} is a damaged checkpoint: its part {changed} is not as it was written')
+
+
+def refuse_missing_last_checkpoint(work_dir: Path) -> None:
+    """Stop where the checkpoint that ``--resume`` would take is not there or not whole; a folder without one passes.
+
+    Args:
+        work_dir (Path): of the training; its ``last_checkpoint`` holds the path.
+
+    Raises:
+        SystemExit: names the path, and the checkpoints that are there.
+    """
+    note = work_dir / 'last_checkpoint'
+    if not note.is_file():
+        return
+    try:
+        refuse_missing_checkpoint(note.read_text().strip(), f'which {note} names')
+    except (SystemExit, UnicodeDecodeError) as error:
+        others = ', '.join(sorted(map(str, work_dir.glob('*.pth')))) or 'none'
+        raise SystemExit(f'{error}; checkpoints in {work_dir}: {others}. Give a whole one as --resume CHECKPOINT, or '
+                         f'remove {note} to train from the start') from error
 
 
 def refuse_missing_data(config: Config, parts: Sequence[str]) -> None:
@@ -157,3 +190,57 @@ def refuse_foreign_checkpoint(model: nn.Module, checkpoint: dict, path: str | Pa
     for finding, names in (('it lacks {} tensors', missing), ('{} tensors have another shape', reshaped)):
         if names:
             raise SystemExit(f'{path} is not of this config: {finding.format(len(names))}, such as {min(names)}')
+
+
+def refuse_unreadable_checkpoint(error: Exception, checkpoint: str) -> None:
+    """Say in one line that a checkpoint cannot be loaded or resumed from.
+
+    Args:
+        error (Exception): what ended the program. Passed over unless mmengine was loading or resuming.
+        checkpoint (str): its name.
+
+    Raises:
+        SystemExit: names it and the reason.
+    """
+    if not any(frame.name == 'load_or_resume' for frame in traceback.extract_tb(error.__traceback__)):
+        return
+    if isinstance(error, pickle.UnpicklingError):  # torch's own words recommend to run whatever code is in the file
+        reason = 'is no checkpoint, or asks for more than tensors and is not trusted'
+    else:
+        first_line = (str(error).strip().splitlines() or [''])[0]
+        reason = 'cannot be read: ' + (first_line if type(error) is ValueError else
+                                       f'{type(error).__name__}: {first_line}')
+    raise SystemExit(f'{checkpoint} {reason}') from error
+
+
+def refuse_faulty_annotations(error: Exception, config: Config, parts: Sequence[str]) -> None:
+    """Say in one line what is wrong with an annotation file that a data set could not be built from.
+
+    Args:
+        error (Exception): what ended the program. Passed over unless data sets or pycocotools raised it.
+        config (Config): with the options of the command line.
+        parts (Sequence[str]): such as ``train_dataloader``.
+
+    Raises:
+        SystemExit: names the file, the place in it and the value.
+    """
+    places = [frame.filename.replace('\\', '/') for frame in traceback.extract_tb(error.__traceback__)]
+    if not any('/datasets/' in place or '/pycocotools/' in place or '/lvis/' in place for place in places):
+        return
+    loaders = (config.get(part) for part in parts if part.endswith('_dataloader'))
+    wanted = [paths for loader in loaders if loader for paths in datasets(loader.dataset, '')]
+    for dataset, _ in wanted:
+        for kind, path, _ in dataset_paths(dataset, ''):
+            fault = annotation_file_fault(path) if kind == 'annotation file' and '://' not in path else None
+            if fault is not None:
+                raise SystemExit(fault) from error
+
+
+def annotation_file_fault(path: str) -> str | None:
+    """What is wrong with an annotation file of COCO's or LVIS's form, after its name; None where nothing is."""
+    try:
+        content = parse_annotations(path, None)
+    except (ValueError, OSError) as error:
+        return str(error)
+    fault = first_fault(content) or first_missing_key(content)
+    return f'{path}: {fault}' if fault else None

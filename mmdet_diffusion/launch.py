@@ -4,6 +4,7 @@ import argparse
 import os
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import mmdet
@@ -13,11 +14,17 @@ from mmengine.device import get_device
 from .config_zoo import refuse_missing_config, with_config_path, with_path_at
 from .host_memory import keep_freed_memory
 from .input_checks import (
+    refuse_faulty_annotations,
     refuse_half_precision,
     refuse_missing_checkpoint,
     refuse_missing_data,
+    refuse_missing_last_checkpoint,
     refuse_missing_model,
+    refuse_unreadable_checkpoint,
 )
+
+PARTS = {'train.py': ('train_dataloader', 'val_dataloader', 'val_evaluator'),  # what it reads data by
+         'test.py': ('test_dataloader', 'test_evaluator')}
 
 
 def run_mmdet_tool(name: str) -> None:
@@ -40,12 +47,38 @@ def run_mmdet_tool(name: str) -> None:
     script = next((path for path in candidates if path.is_file()), None)
     if script is None:
         raise SystemExit(f'mmdet in {package} carries no tools/{name}; install it with `pip install mmdet==3.3.0`')
-    if name in ('train.py', 'test.py') and not {'-h', '--help'} & set(sys.argv[1:]):
+    if name in PARTS and not {'-h', '--help'} & set(sys.argv[1:]):
         sys.argv[1:] = checked_arguments(name, sys.argv[1:])
     else:
         sys.argv[1:] = with_config_path(sys.argv[1:])
     keep_freed_memory()
-    runpy.run_path(str(script), run_name='__main__')
+    warn_of_restarts()
+    try:
+        runpy.run_path(str(script), run_name='__main__')
+    except Exception as error:
+        explain(error, name, sys.argv[1:])
+        raise
+
+
+def explain(error: Exception, name: str, args: list[str]) -> None:
+    """Say in one line what ended a training or test, where that is a checkpoint or an annotation file.
+
+    Args:
+        error (Exception): that ended it.
+        name (str): of the tool of mmdet's.
+        args (list[str]): its own, the config by its path.
+
+    Raises:
+        SystemExit: names the file.
+    """
+    if name not in PARTS:
+        return
+    known = parse_known(args)
+    config = read_config(known.config, known.cfg_options)
+    given = known.checkpoint if name == 'test.py' else known.resume
+    refuse_unreadable_checkpoint(error, config.get('load_from') or 'the last checkpoint' if given in (None, 'auto')
+                                 else given)
+    refuse_faulty_annotations(error, config, PARTS[name])
 
 
 def checked_arguments(name: str, args: list[str]) -> list[str]:
@@ -117,13 +150,15 @@ def refuse_missing_inputs(name: str, args: list[str]) -> None:
     refuse_half_precision(config, get_device(), training=name == 'train.py')
     if name == 'test.py':
         refuse_missing_checkpoint(known.checkpoint)
-        refuse_missing_data(config, ('test_dataloader', 'test_evaluator'))
+        refuse_missing_data(config, PARTS[name])
         return
     if known.resume is None:
         refuse_missing_checkpoint(config.get('load_from'), 'load_from of the config')
-    elif known.resume != 'auto':
+    elif known.resume == 'auto':
+        refuse_missing_last_checkpoint(_work_dir(args)[0])
+    else:
         refuse_missing_checkpoint(known.resume, '--resume')
-    refuse_missing_data(config, ('train_dataloader', 'val_dataloader', 'val_evaluator'))
+    refuse_missing_data(config, PARTS[name])
 
 
 def with_tta_model(args: list[str]) -> list[str]:
@@ -146,6 +181,16 @@ def with_launcher(args: list[str]) -> list[str]:
     if not under_torchrun or parse_known(args).launcher is not None:
         return args
     return [*args, '--launcher', 'pytorch']
+
+
+def warn_of_restarts() -> None:
+    """Say how torchrun has to be started where it is to restart the processes, once for a machine."""
+    environment = os.environ
+    if (int(environment.get('TORCHELASTIC_MAX_RESTARTS', 0)) > 0 and environment.get('LOCAL_RANK') == '0'
+            and environment.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'):
+        warnings.warn('torchrun --max-restarts: restarted processes find addresses of those before them in the store '
+                      'that torchrun shares with them, and may wait for them in vain. Start torchrun with '
+                      'TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, and with --resume', stacklevel=2)
 
 
 def parse_known(args: list[str]) -> argparse.Namespace:

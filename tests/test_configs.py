@@ -152,7 +152,7 @@ RECIPE = {
         'optim_wrapper': dict(  # no mixed precision, no parameter-wise settings
             type='OptimWrapper', optimizer=dict(type='AdamW', lr=2.5e-5, weight_decay=1e-4),
             clip_grad=dict(max_norm=1.0, norm_type=2)),
-        'train_cfg.type': 'IterBasedTrainLoop',
+        'train_cfg.type': 'ResumableTrainLoop',
         'auto_scale_lr': dict(enable=False, base_batch_size=16),
         'randomness.diff_rank_seed': True,
         'train_dataloader.batch_size': 2,

@@ -15,6 +15,7 @@ import mmcv_stand_in
 from ..half_precision import half_dtype, half_precision
 from ..structures import StageOutputs
 from .auxiliary_levels import AuxiliaryLevels
+from .finite_losses import refuse_infinite_losses
 from .pyramid_check import check_pyramid, check_pyramid_at_build, pyramid_source
 
 
@@ -113,6 +114,9 @@ class DiffusionDet(SingleStageDetector):
 
         Returns:
             dict[str, Tensor]: of the diffusion head, and with ``aux.`` in front those of the auxiliary head.
+
+        Raises:
+            FloatingPointError: if a loss is not finite; see :func:`refuse_infinite_losses`.
         """
         self._test_precision(batch_inputs.device)  # a device without it shows now, not at the first validation
         feats = self.extract_feat(batch_inputs)
@@ -121,6 +125,7 @@ class DiffusionDet(SingleStageDetector):
             auxiliary = self.auxiliary_head.loss(self._auxiliary_levels(feats), batch_data_samples)
             losses.update({f'aux.{name}': _weighted(value, self.auxiliary_weight)
                            for name, value in auxiliary.items()})
+        refuse_infinite_losses(losses, batch_data_samples)
         return losses
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:

@@ -1,5 +1,6 @@
 """Optimiser wrappers."""
 
 from .autocast_optim_wrapper import AutocastOptimWrapper
+from .sharded_strategy import ShardedStrategy
 
-__all__ = ['AutocastOptimWrapper']
+__all__ = ['AutocastOptimWrapper', 'ShardedStrategy']

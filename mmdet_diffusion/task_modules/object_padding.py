@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from ..ops import upload
 from ..structures import PaddedObjects
 
+MAX_COORDINATE = 1e9  # pixels; where areas overflow float32 is not far
+
 
 def image_sizes(img_metas: list[dict], device: torch.device) -> Tensor:
     """Width, height, width, height of each image before padding, pixels, float32, shape (B, 4)."""
@@ -30,7 +32,8 @@ def pad_objects(batch_data_samples: SampleList, num_classes: int) -> PaddedObjec
         PaddedObjects: see there.
 
     Raises:
-        ValueError: if a box is not finite or a label not in 0..C-1; names the image, the value and the cure.
+        ValueError: if a box is not finite or beyond ``MAX_COORDINATE``, or a label not in 0..C-1; names the image, the
+            value and the cure.
     """
     instances = [sample.gt_instances for sample in batch_data_samples]
     bboxes = [get_box_tensor(image.bboxes).float() for image in instances]
@@ -55,7 +58,7 @@ def _without_unusable(objects: PaddedObjects, batch_data_samples: SampleList, nu
     inside = torch.minimum(objects.bboxes.clamp(min=0), objects.img_whwh[:, None])
     has_area = (inside[..., 2:] > inside[..., :2]).all(-1)
     known = (objects.labels >= 0) & (objects.labels < num_classes)
-    unusable = objects.valid & ~(has_area & objects.bboxes.isfinite().all(-1) & known)
+    unusable = objects.valid & ~(has_area & (objects.bboxes.abs() <= MAX_COORDINATE).all(-1) & known)
     if not unusable.any():
         return objects
     for image, slot in unusable.nonzero().tolist():
@@ -74,9 +77,9 @@ def _report(bbox: list[float], label: int, meta: dict, num_classes: int) -> None
             f'image {name}: label {label} is outside 0..{num_classes - 1}. Set model.bbox_head.num_classes to the '
             "number of classes in the data set's metainfo")
     rounded = [round(value, 2) for value in bbox]
-    if not all(abs(value) < float('inf') for value in bbox):
-        raise ValueError(f'image {name}: ground-truth box {rounded} (xyxy, pixels) is not finite; correct the '
-                         'annotation or the transform that made it')
+    if not all(abs(value) <= MAX_COORDINATE for value in bbox):
+        raise ValueError(f'image {name}: ground-truth box {rounded} (xyxy, pixels) is not finite, or beyond '
+                         f'{MAX_COORDINATE:.0e}; correct the annotation or the transform that made it')
     warnings.warn(
         f'image {name}: ground-truth box {rounded} (xyxy, pixels) has no area within the image '
         f'{tuple(meta["img_shape"][:2])} (h, w) and is left out; drop such boxes with '

@@ -1,6 +1,6 @@
 # 450k iterations at batch 16 (8 processes x 2 images).
 max_iters = 450000
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=10000)
+train_cfg = dict(type='ResumableTrainLoop', max_iters=max_iters, val_interval=10000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 

@@ -1,0 +1,54 @@
+"""Whether a training can go on from a checkpoint, looked at before anything of it is used."""
+
+import logging
+
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor
+
+from .checkpoint_report_hook import differences
+
+NEEDED = ('meta', 'state_dict', 'message_hub', 'optimizer')
+
+
+def drop_code(checkpoint: dict) -> None:
+    """Take out what mmengine would run: the config of MMDetection 2 as Python text, in which it looks for a number of
+    GPUs. Its own checkpoints have none.
+
+    Args:
+        checkpoint (dict): as it was read.
+    """
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    if isinstance(meta, dict) and meta.pop('config', None) is not None:
+        print_log('meta.config of the checkpoint is passed over: reading it would run it', 'current', logging.WARNING)
+
+
+def refuse_partial_state(runner: Runner, checkpoint: dict) -> None:
+    """Stop where a resumed training would start anew in part; mmengine goes on silently with what is there.
+
+    Args:
+        runner (Runner): with the model.
+        checkpoint (dict): as it was read.
+
+    Raises:
+        ValueError: names what is missing, has another shape or is of another kind.
+    """
+    lacking = [key for key in NEEDED if not isinstance(checkpoint.get(key), dict)]
+    if lacking:
+        raise ValueError(f'it holds no {", ".join(lacking)} of a training, so that none can be resumed from it; for '
+                         'its weights alone set load_from and leave out --resume')
+    meta = checkpoint['meta']
+    for key in ('epoch', 'iter'):
+        if not isinstance(meta.get(key), int) or isinstance(meta[key], bool) or meta[key] < 0:
+            raise ValueError(f'meta.{key} must be a number of what was trained, got {meta.get(key)!r}')
+    if hasattr(runner, 'strategy'):  # a FlexibleRunner, whose processes may hold a part of each tensor
+        return
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    wanted = {name: value.shape for name, value in model.state_dict().items()}
+    given = {name: value.shape if isinstance(value, Tensor) else None
+             for name, value in checkpoint['state_dict'].items()}
+    for finding, names in differences(given, wanted).items():
+        if names:
+            raise ValueError(f'{len(names)} {finding}: {", ".join(map(str, names[:3]))}; a training goes on with the '
+                             'model that it began with. For another one set load_from and leave out --resume')
