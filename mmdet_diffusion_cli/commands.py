@@ -33,6 +33,8 @@ COMMANDS = (
             f'{SHAPES} CHECKPOINT.pth --cfg-options model.test_cfg.sampling_timesteps=4', takes_config=True),
     Command('predict', 'predict.py', 'find objects in pictures, folders of them, globs',
             f"{SHAPES} CHECKPOINT.pth pictures/ 'more/*.jpg' --steps 4 --out-dir predictions", takes_config=True),
+    Command('export', 'deployment/export.py', 'write a detector as ONNX, to run without torch',
+            f'{SHAPES} CHECKPOINT.pth --out exported', takes_config=True),
     Command('convert', 'model_converters/diffusiondet_to_mmdet.py', "convert a checkpoint of the authors' code",
             'SRC.pth DST.pth --check diffusiondet_r50_fpn_8xb2-450k_coco'),
     Command('shapes', 'dataset_converters/make_shapes.py', 'make a small detection set, to try things on',
