@@ -40,6 +40,7 @@ class OnnxDetector:
     Attributes:
         sampler (dict): content of ``sampler.json``.
         classes (list[str]): names by label.
+        engine: runs the graphs, see :mod:`diffusiondet_runtime.engines`.
 
     Raises:
         ExportError: if the folder is damaged or mixed, there is no such engine, or it cannot run the graphs.
@@ -51,7 +52,7 @@ class OnnxDetector:
             raise ExportError(f'there is no engine {engine!r}; there are {", ".join(ENGINES)}')
         self.sampler = read_folder(folder).sampler
         self.classes = self.sampler['classes']
-        self._engine = ENGINES[engine](Path(folder), num_threads)
+        self.engine = ENGINES[engine](Path(folder), num_threads)
 
     def detect(self, image: Picture, *, steps: int | None = None, boxes: int | None = None, seed: int = 0,
                name: str | None = None, noise: np.ndarray | None = None, score_thr: float = 0.0) -> Detections:
@@ -106,10 +107,10 @@ class OnnxDetector:
         """The reverse process (arXiv:2211.09788, Alg. 2) of a batch, in pixels of the network input."""
         if not prepared:
             return
-        steps, boxes = self._checked('steps', steps), self._checked('boxes', boxes)
+        steps, boxes = self.checked('steps', steps), self.checked('boxes', boxes)
         refuse_too_many(len(prepared), boxes, self.sampler['limits'])
         draw: DrawNormal = image_noise(seed, names) if noise is None else given_noise(noise, boxes)
-        levels = self._engine.features(pictures.batch(prepared, self.sampler['input']))
+        levels = self.engine.features(pictures.batch(prepared, self.sampler['input']))
         whwh = np.array([[*one.size, *one.size] for one in prepared], dtype=np.float32)
         scale, settings = self.sampler['diffusion']['signal_scale'], self.sampler['sampling']
         x_t = draw(boxes)
@@ -117,7 +118,7 @@ class OnnxDetector:
             raise ExportError(f'noise is of {x_t.shape[0]} pictures, not of {len(prepared)}')
         for step in sampling.coefficients(self.sampler['diffusion']['alpha_bar'], steps, settings['eta']):
             noisy = sampling.decode(x_t, whwh, scale)
-            logits, bboxes = self._engine.refine(levels, noisy, np.full(len(prepared), step.t, dtype=np.int64))
+            logits, bboxes = self.engine.refine(levels, noisy, np.full(len(prepared), step.t, dtype=np.int64))
             yield BatchStep(step.t, noisy, logits, bboxes)
             if step.t_next < 0:
                 return
@@ -125,7 +126,8 @@ class OnnxDetector:
             if settings['renewal_score_thr'] is not None:
                 x_t = sampling.renew(x_t, logits, settings['renewal_score_thr'], draw(boxes))
 
-    def _checked(self, key: str, value: int | None) -> int:
+    def checked(self, key: str, value: int | None) -> int:
+        """A number of ``steps`` or ``boxes``, as exported if None; ExportError where it is out of range."""
         if value is None:
             return self.sampler['sampling'][key]
         most = len(self.sampler['diffusion']['alpha_bar']) if key == 'steps' else None

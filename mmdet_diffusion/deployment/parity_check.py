@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from diffusiondet_runtime import Detections, OnnxDetector
 from diffusiondet_runtime import pictures as runtime_pictures
 from diffusiondet_runtime.noise import image_noise
+from diffusiondet_runtime.post_processing import best_pairs as runtime_pairs
+from diffusiondet_runtime.post_processing import finish
+from diffusiondet_runtime.post_processing import merge_steps as runtime_merge
 
 from ..diffusion import sampling_time_pairs
-from ..heads import SamplingSettings
 from ..post_processing import best_pairs, finish_image, merge_steps
 from ..structures import Detections as TensorDetections
 from ..structures import SamplingStep
@@ -95,10 +97,10 @@ def step_figures(detector: nn.Module, exported: OnnxDetector, images: np.ndarray
                  noise: np.ndarray, steps: int = CHECKED_STEPS) -> list[Figure]:
     """Of each step from the boxes that torch has there; levels are the exported ones."""
     steps = min(steps, detector.bbox_head.box_sampler.num_train_timesteps)
-    levels, figures = exported._engine.features(images), []
+    levels, figures = exported.engine.features(images), []
     for number, step in enumerate(torch_steps(detector, images, size, noise, steps=steps), 1):
         t = np.full(len(images), step.t, dtype=np.int64)
-        logits, bboxes = exported._engine.refine(levels, step.noisy_bboxes.numpy(), t)
+        logits, bboxes = exported.engine.refine(levels, step.noisy_bboxes.numpy(), t)
         of_step = f'of step {number} of {steps}, fed the same boxes'
         figures += [Figure(f'logits {of_step}', largest(logits, step.cls_scores), LOGIT_BAR),
                     Figure(f'boxes {of_step}, px', largest(bboxes, step.bboxes), BOX_BAR)]
@@ -114,21 +116,12 @@ def closed_figures(detector: nn.Module, exported: OnnxDetector, images: np.ndarr
     found = TensorDetections(*(value[0] for value in merge_steps([best_pairs(step.cls_scores, step.bboxes)], 'all')))
     ours = finish_image(found, dict(img_shape=prepared.size[::-1]), settings, rescale=False)
     walk = exported.sample([prepared], 1, noise.shape[2], 0, [''], noise)
-    post = dict(exported.sampler['post_processing'])
-    theirs = runtime_finish([best for one in walk for best in [(one.logits[0], one.bboxes[0])]], post, prepared.size)
-    return compare_detections(ours, theirs, settings)
+    pairs = [runtime_pairs(one.logits[0], one.bboxes[0]) for one in walk]
+    theirs = finish(runtime_merge(pairs, 'all'), exported.sampler['post_processing'], prepared.size, (1.0, 1.0))
+    return compare_detections(ours, theirs, 'of the closed loop at 1 step')
 
 
-def runtime_finish(outputs: list[tuple[np.ndarray, np.ndarray]], post: dict, size: tuple[int, int]) -> Detections:
-    """The run-time's own way from outputs to detections, in pixels of the network input."""
-    from diffusiondet_runtime.post_processing import best_pairs as runtime_pairs
-    from diffusiondet_runtime.post_processing import finish
-    from diffusiondet_runtime.post_processing import merge_steps as runtime_merge
-
-    return finish(runtime_merge([runtime_pairs(*pair) for pair in outputs], 'all'), post, size, (1.0, 1.0))
-
-
-def compare_detections(ours: InstanceData, theirs: Detections, settings: SamplingSettings) -> list[Figure]:
+def compare_detections(ours: InstanceData, theirs: Detections, source: str) -> list[Figure]:
     """Detections that score above the bar, and the best few whatever they score: labels equal, boxes near."""
     number = max(int((ours.scores > CLOSED_SCORE).sum()), min(FEWEST, len(ours), len(theirs.labels)))
     missing = max(0, number - len(theirs.labels))
@@ -144,7 +137,7 @@ def compare_detections(ours: InstanceData, theirs: Detections, settings: Samplin
         best = min(fitting, key=lambda index: np.abs(theirs.bboxes[index] - box).max())
         used.add(best)
         distances.append(float(np.abs(theirs.bboxes[best] - box).max()))
-    title = f'of {number} detections of the closed loop at 1 step'
+    title = f'of {number} detections {source}'
     return [Figure(f'labels without a partner {title}', unlike, 0),
             Figure(f'boxes {title}, px', max(distances), CLOSED_BOX_BAR)]
 
@@ -154,8 +147,7 @@ def unrolled_figures(detector: nn.Module, graph: Path) -> list[Figure]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(graph), providers=['CPUExecutionProvider'])
-    _, _, boxes, _ = session.get_inputs()[1].shape
-    number = session.get_inputs()[1].shape[0]
+    number, _, boxes, _ = session.get_inputs()[1].shape
     settings = detector.bbox_head.sampling_settings()
     steps = 1 + (number - 1) // (1 if settings.renewal_score_thr is None else 2)
     size = (192, 128)
@@ -164,12 +156,20 @@ def unrolled_figures(detector: nn.Module, graph: Path) -> list[Figure]:
     found = [best_pairs(step.cls_scores, step.bboxes) for step in torch_steps(detector, images, size, noise, steps=steps)]
     ours = merge_steps(found, settings.ensemble)
     whwh = np.array([[*size, *size]] * 2, dtype=np.float32)
-    bboxes, scores, _ = session.run(None, dict(images=images, noise=noise, img_whwh=whwh))
-    # The order of the pairs is not fixed: sorted scores, and the boxes of those that are well apart.
-    order, their_order = (np.argsort(-value, axis=1) for value in (ours.scores.numpy(), scores))
-    distance = np.abs(np.take_along_axis(ours.scores.numpy(), order, 1) - np.take_along_axis(scores, their_order, 1))
-    del bboxes
-    return [Figure(f'scores of the unrolled graph of {steps} steps and {boxes} boxes', float(distance.max()), 1e-3)]
+    bboxes, scores, labels = session.run(None, dict(images=images, noise=noise, img_whwh=whwh))
+    name = f'of the unrolled graph of {steps} steps and {boxes} boxes'
+    scores_apart = [np.abs(np.sort(one)[::-1] - np.sort(two)[::-1]).max()
+                    for one, two in zip(ours.scores.numpy(), scores, strict=True)]
+    loose = settings._replace(score_thr=0.0)
+    matched = []
+    for image in range(2):
+        mine, exported = (TensorDetections(*(torch.as_tensor(value[image]) for value in side))
+                          for side in (ours, (bboxes, scores, labels)))
+        mine, exported = (finish_image(one, dict(img_shape=size[::-1]), loose, rescale=False)
+                          for one in (mine, exported))
+        numpy_side = Detections(exported.bboxes.numpy(), exported.scores.numpy(), exported.labels.numpy())
+        matched += compare_detections(mine, numpy_side, name)
+    return [Figure(f'scores {name}', float(max(scores_apart)), LOGIT_BAR), *matched]
 
 
 def largest(exported: np.ndarray, of_torch: Tensor) -> float:
