@@ -41,7 +41,7 @@ class TorchGenerator:
     def _blocks(self, number: int) -> np.ndarray:
         uniform = self._uniform(number)
         whole = number - number % BLOCK
-        values = np.empty(number)
+        values = np.empty(number, dtype=np.float32)
         values[:whole] = _of_blocks(uniform[:whole])
         if whole < number:  # the last block overlaps the one before it, and is drawn anew
             values[-BLOCK:] = _of_blocks(self._uniform(BLOCK))
@@ -63,16 +63,16 @@ class TorchGenerator:
         return radius * math.cos(2 * math.pi * angle), radius * math.sin(2 * math.pi * angle)
 
     def _uniform(self, number: int) -> np.ndarray:
-        return (self._bits(number) & np.uint32(2**24 - 1)) * 2.0**-24
+        return (self._bits(number) & np.uint32(2**24 - 1)).astype(np.float32) * np.float32(2.0**-24)
 
     def _bits(self, number: int) -> np.ndarray:
         return self._twister.randint(0, 2**32, number, dtype=np.uint32)
 
 
 def _of_blocks(uniform: np.ndarray) -> np.ndarray:
-    """Box & Muller: of each block the first half is a radius, the second an angle."""
+    """Box & Muller in float32, as torch: of each block the first half gives radii, the second angles."""
     first, second = uniform.reshape(-1, 2, BLOCK // 2).swapaxes(0, 1)
-    radius, angle = np.sqrt(-2 * np.log1p(-first)), 2 * np.pi * second
+    radius, angle = np.sqrt(np.float32(-2) * np.log(np.float32(1) - first)), np.float32(2 * np.pi) * second
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
 
 
