@@ -58,8 +58,8 @@ def read_folder(path: str | os.PathLike) -> ExportedFolder:
         raise ExportError(f'{path / SAMPLER} cannot be read ({error}); export again') from error
     version = sampler.get('schema_version') if isinstance(sampler, dict) else None
     if version != SCHEMA_VERSION:
-        raise ExportError(f'{path / SAMPLER} has schema version {version!r}, this package reads {SCHEMA_VERSION}; export '
-                          'again with the version of mmdet_diffusion that runs it')
+        raise ExportError(f'{path / SAMPLER} has schema version {version!r}, this package reads {SCHEMA_VERSION}; '
+                          'export again with the version of mmdet_diffusion that runs it')
     missing = [key for key in KEYS if key not in sampler]
     if missing:
         raise ExportError(f'{path / SAMPLER} lacks {", ".join(missing)}; export again')

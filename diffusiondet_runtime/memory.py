@@ -39,5 +39,5 @@ def refuse_too_many(pictures: int, boxes: int, limits: dict) -> None:
         fitting = boxes
         while fitting and needed(fitting) > available:
             fitting //= 2
-        raise ExportError(f'{boxes} boxes on {pictures} picture(s) need about {needed(boxes) / 2**30:.1f} GiB of memory, '
-                          f'{available / 2**30:.1f} GiB are free; take fewer, such as {fitting}')
+        raise ExportError(f'{boxes} boxes on {pictures} picture(s) need about {needed(boxes) / 2**30:.1f} GiB of '
+                          f'memory, {available / 2**30:.1f} GiB are free; take fewer, such as {fitting}')

@@ -1,10 +1,10 @@
 """The draws that torch makes for a seed and an image, in numpy.
 
-With ``test_cfg.seed`` set, a picture's noise in torch is that of a CPU generator, seeded from a hash of seed and name.
-That is a Mersenne Twister (Matsumoto & Nishimura 1998) of 32 bits, which numpy has too, whose 24 lower bits make a
-uniform number, and the transform of Box & Muller (1958) over blocks of 16. So a seed gives the same boxes on both sides,
-and noise recorded on one can be drawn again on the other. The logarithm and the cosine may differ in the last digit of a
-float32; nothing else does.
+With ``test_cfg.seed`` set, a picture's noise in torch is that of a CPU generator, seeded from a hash of seed and
+name. That is a Mersenne Twister (Matsumoto & Nishimura 1998) of 32 bits, which numpy has too, whose 24 lower bits make
+a uniform number, and the transform of Box & Muller (1958) over blocks of 16. So a seed gives the same boxes on both
+sides, and noise recorded on one can be drawn again on the other. The logarithm and the cosine may differ in the last
+digit of a float32; nothing else does.
 """
 
 import hashlib
@@ -118,8 +118,8 @@ def given_noise(noise: np.ndarray, boxes: int) -> DrawNormal:
     def draw(number: int) -> np.ndarray:
         values = next(draws, None)
         if values is None:
-            raise ExportError(f'noise holds {len(noise)} draws, and sampling needs more: one to start from, and at each '
-                              'step but the last one, or two where boxes are renewed')
+            raise ExportError(f'noise holds {len(noise)} draws, and sampling needs more: one to start from, and at '
+                              'each step but the last one, or two where boxes are renewed')
         return values
 
     return draw

@@ -42,8 +42,8 @@ def read_picture(source: str | os.PathLike | Image.Image | np.ndarray) -> np.nda
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
-            raise ExportError(f'a picture given as an array must be uint8 RGB of shape (h, w, 3), got {source.dtype} of '
-                              f'shape {source.shape}')
+            raise ExportError(f'a picture given as an array must be uint8 RGB of shape (h, w, 3), got {source.dtype} '
+                              f'of shape {source.shape}')
         picture = source
     elif isinstance(source, Image.Image):
         picture = _as_rgb(source)

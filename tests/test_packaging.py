@@ -17,7 +17,8 @@ from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ('LICENSE', 'MANIFEST.in', 'README.md', 'model-index.yml', 'pyproject.toml', 'requirements.txt', 'setup.py')
-FOLDERS = ('configs', 'diffusiondet_runtime', 'mmcv_stand_in', 'mmdet_diffusion', 'mmdet_diffusion_cli', 'requirements', 'tests', 'tools')
+FOLDERS = ('configs', 'diffusiondet_runtime', 'mmcv_stand_in', 'mmdet_diffusion', 'mmdet_diffusion_cli', 'requirements',
+           'tests', 'tools')
 PACKAGES = ('diffusiondet_runtime', 'mmcv_stand_in', 'mmdet_diffusion', 'mmdet_diffusion_cli')
 MIM = 'mmdet_diffusion/.mim'
 

@@ -1,9 +1,10 @@
 """RoIAlign in ONNX: the weighted sums of gathered rows (:mod:`mmdet_diffusion.ops.roi_align`), one box after the other.
 
 torch computes them by ``embedding_bag``, which ONNX lacks. The tracer writes a node of our own in its place, and
-:func:`expand_gathered_sums` puts a ``Loop`` over boxes there: gather the rows that a box's bins sum (49 x 16 of them, 800
-KB at 256 channels, which stay in the processor's cache) and multiply each bin's by its weights. Gathering for all boxes
-at once writes and reads 400 MB at 500 boxes; ``RoiAlign`` reads channel by channel (docs/deployment.md has the times).
+:func:`expand_gathered_sums` puts a ``Loop`` over boxes there: gather the rows that a box's bins sum (49 x 16 of them,
+800 KB at 256 channels, which stay in the processor's cache) and multiply each bin's by its weights. Gathering for all
+boxes at once writes and reads 400 MB at 500 boxes; ``RoiAlign`` reads channel by channel (docs/deployment.md has the
+times).
 """
 
 import onnx

@@ -26,8 +26,8 @@ def refuse_unexportable(detector: nn.Module) -> None:
     """
     extractor = detector.bbox_head.roi_extractor
     if not isinstance(extractor, PyramidRoIExtractor):
-        raise ValueError(f'the roi_extractor is a {type(extractor.extractor).__name__}, which is not exported; give the '
-                         "config roi_extractor.type='PyramidRoIExtractor', which takes the same weights")
+        raise ValueError(f'the roi_extractor is a {type(extractor.extractor).__name__}, which is not exported; give '
+                         "the config roi_extractor.type='PyramidRoIExtractor', which takes the same weights")
 
 
 def write_export(detector: nn.Module, folder: Path, sampler: dict, unrolled: tuple[int, int] | None = None) -> None:

@@ -16,7 +16,6 @@ from diffusiondet_runtime.post_processing import best_pairs as runtime_pairs
 from diffusiondet_runtime.post_processing import finish
 from diffusiondet_runtime.post_processing import merge_steps as runtime_merge
 
-from ..diffusion import sampling_time_pairs
 from ..post_processing import best_pairs, finish_image, merge_steps
 from ..structures import Detections as TensorDetections
 from ..structures import SamplingStep
@@ -153,7 +152,8 @@ def unrolled_figures(detector: nn.Module, graph: Path) -> list[Figure]:
     size = (192, 128)
     images = np.random.RandomState(0).rand(2, 3, size[1], size[0]).astype(np.float32)
     noise = draws(boxes, number, 2)
-    found = [best_pairs(step.cls_scores, step.bboxes) for step in torch_steps(detector, images, size, noise, steps=steps)]
+    walk = torch_steps(detector, images, size, noise, steps=steps)
+    found = [best_pairs(step.cls_scores, step.bboxes) for step in walk]
     ours = merge_steps(found, settings.ensemble)
     whwh = np.array([[*size, *size]] * 2, dtype=np.float32)
     bboxes, scores, labels = session.run(None, dict(images=images, noise=noise, img_whwh=whwh))

@@ -51,7 +51,7 @@ def sampler_content(config: Config, detector: nn.Module, classes: Sequence[str],
 
 def post_processing(settings: SamplingSettings) -> dict:
     """What becomes of the detections of all steps."""
-    nms = None if settings.nms is None else {key: value for key, value in settings.nms.items()}
+    nms = None if settings.nms is None else dict(settings.nms)
     return dict(score_thr=settings.score_thr, nms=nms, max_per_img=settings.max_per_img,
                 min_bbox_size=settings.min_bbox_size)
 
@@ -99,5 +99,5 @@ def _resize_rule(transform: dict) -> dict:
 
 def _require(holds: bool, transform: dict) -> None:
     if not holds:
-        raise ValueError(f'the test pipeline has {dict(transform)}, which the run-time cannot repeat: it reads pictures, '
-                         'resizes them by one bilinear Resize, normalises and pads')
+        raise ValueError(f'the test pipeline has {dict(transform)}, which the run-time cannot repeat: it reads '
+                         'pictures, resizes them by one bilinear Resize, normalises and pads')

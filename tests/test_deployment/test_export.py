@@ -211,7 +211,7 @@ def test_a_folder_of_mixed_exports_is_refused(copied, tmp_path):
 
 
 @pytest.mark.parametrize(('content', 'refusal'), [
-    ('{"schema_version": 2}', "has schema version 2, this package reads 1; export again"),
+    ('{"schema_version": 2}', 'has schema version 2, this package reads 1; export again'),
     ('{"schema_version": 1}', 'sampler.json lacks files, checkpoint'), ('{"sche', 'sampler.json cannot be read'),
     ('[]', 'has schema version None')])
 def test_a_sampler_file_of_another_form_is_refused(copied, content, refusal):
@@ -265,7 +265,7 @@ def test_memory_that_is_not_to_be_had_is_said_in_one_line(exported):
 def test_another_extractor_is_refused_with_the_cure():
     cfg = dict(_delete_=True, type='SingleRoIExtractor', out_channels=16, featmap_strides=[4, 8, 16, 32],
                roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=2))
-    with pytest.raises(ValueError, match="^the roi_extractor is a SingleRoIExtractor, which is not exported; give the "):
+    with pytest.raises(ValueError, match='^the roi_extractor is a SingleRoIExtractor, which is not exported; give '):
         refuse_unexportable(small_detector(roi_extractor=cfg))
 
 
