@@ -89,7 +89,7 @@ def extras(stock):
     lite = [re.sub(r'^mmcv\b', 'mmcv-lite', line) for line in stock]
     forks = [line for line in requirement_lines('requirements/lock-onedl.txt') if line.startswith('onedl-')]
     return {'openmmlab': stock, 'lite': lite, 'onedl': [up_to_next_minor(line) for line in forks],
-            'export': ['onnx>=1.16', 'onnxruntime>=1.20'], 'openvino': ['openvino>=2025.0']}
+            'export': ['onnx>=1.16', 'onnxruntime>=1.27'], 'openvino': ['openvino>=2025.0']}
 
 
 def up_to_next_minor(pin):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
@@ -39,7 +40,7 @@ def sampler_content(config: Config, detector: nn.Module, classes: Sequence[str],
     steps = {str(number): [step._asdict() for step in coefficients(alpha_bar, number, settings.eta)]
              for number in listed if number <= len(alpha_bar)}
     return dict(
-        schema_version=SCHEMA_VERSION, checkpoint=checkpoint, config=str(config.get('filename') or ''),
+        schema_version=SCHEMA_VERSION, checkpoint=checkpoint, config=Path(config.filename or '').stem,
         classes=list(classes), input=input_rule(config, detector),
         levels=list(head.roi_extractor.featmap_strides),
         diffusion=dict(signal_scale=head.box_sampler.coder.signal_scale, alpha_bar=alpha_bar, steps=steps),

@@ -86,7 +86,6 @@ def write(args: argparse.Namespace, folder: Path) -> list:
         sampler = sampler_content(config, detector, classes, checkpoint)
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    sampler['config'] = Path(args.config).stem
     write_export(detector, folder, sampler, None if args.unrolled is None else tuple(args.unrolled))
     read_folder(folder)
     if args.no_check:
