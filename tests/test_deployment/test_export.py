@@ -26,9 +26,6 @@ from mmdet_diffusion.deployment.parity_check import (
 from mmdet_diffusion.deployment.sampler_file import input_rule
 from mmdet_diffusion.testing import REPOSITORY
 
-pytest.importorskip('onnx')
-pytest.importorskip('onnxruntime')
-
 LOGITS, PIXELS = 1e-3, 0.05
 
 

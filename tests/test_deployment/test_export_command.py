@@ -20,9 +20,6 @@ from mmdet_diffusion.deployment.onnx_export import write_export
 from mmdet_diffusion.deployment.sampler_file import sampler_content
 from mmdet_diffusion.testing import REPOSITORY, build_detector, load_tool
 
-pytest.importorskip('onnx')
-pytest.importorskip('onnxruntime')
-
 SHAPES = config_path('diffusiondet_r18_fpn_1xb4-4k_shapes')
 export = load_tool('deployment/export.py')
 predict = load_tool('predict.py')
