@@ -87,4 +87,4 @@ lint: setup
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find configs mmcv_stand_in mmdet_diffusion mmdet_diffusion_cli tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find configs diffusiondet_runtime mmcv_stand_in mmdet_diffusion mmdet_diffusion_cli tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

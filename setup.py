@@ -15,7 +15,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 PACKAGE = 'mmdet_diffusion'
 CLI = 'mmdet_diffusion_cli'  # a package of its own, so that the command line answers without importing torch
-PACKAGES = (PACKAGE, 'mmcv_stand_in', CLI)
+RUNTIME = 'diffusiondet_runtime'  # of exported detectors; imports neither torch nor any of the others
+PACKAGES = (PACKAGE, 'mmcv_stand_in', CLI, RUNTIME)
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml', 'requirements.txt')
 OPENMMLAB = ('mmengine', 'mmcv', 'mmdet')
 
@@ -82,11 +83,13 @@ def extras(stock):
     """Whose mmengine, mmcv and mmdet to bring: one of these extras, or none and what is there stays.
 
     ``openmmlab`` and ``onedl`` leave the compiled operators to the user: pip builds mmcv where it sees no torch, and so
-    without them; ``make setup`` builds them. ``lite`` takes the mmcv that has none.
+    without them; ``make setup`` builds them. ``lite`` takes the mmcv that has none. ``export`` brings what writing and
+    running ONNX files takes, ``openvino`` the other engine.
     """
     lite = [re.sub(r'^mmcv\b', 'mmcv-lite', line) for line in stock]
     forks = [line for line in requirement_lines('requirements/lock-onedl.txt') if line.startswith('onedl-')]
-    return {'openmmlab': stock, 'lite': lite, 'onedl': [up_to_next_minor(line) for line in forks]}
+    return {'openmmlab': stock, 'lite': lite, 'onedl': [up_to_next_minor(line) for line in forks],
+            'export': ['onnx>=1.16', 'onnxruntime>=1.27'], 'openvino': ['openvino>=2025.0']}
 
 
 def up_to_next_minor(pin):

@@ -52,11 +52,12 @@ def main(argv: list[str] | None = None) -> int:
 def run(command: Command, args: list[str]) -> int:
     """Run the program as Python would run it as a script, after what can be refused without importing anything."""
     zoo = light_module('config_zoo')
-    if command.takes_config:
+    index = zoo.config_index(args)
+    exported = command.takes_export and index is not None and Path(args[index]).is_dir()
+    if command.takes_config and not exported:
         args = zoo.with_config_path(args)
-        index = zoo.config_index(args)
         zoo.refuse_missing_config(None if index is None else args[index])
-    if command.needs_openmmlab:
+    if command.needs_openmmlab and not exported:
         try:
             light_module('installation').check_installed()
         except ImportError as error:

@@ -13,6 +13,7 @@ class Command(NamedTuple):
         example (str): arguments of a call that makes sense.
         takes_config (bool): whether the first argument is a config, by its name or path.
         needs_openmmlab (bool): whether it cannot do without torch, mmengine, mmcv and mmdet.
+        takes_export (bool): whether an exported folder may stand in place of the config; nothing else is needed then.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Command(NamedTuple):
     example: str
     takes_config: bool = False
     needs_openmmlab: bool = True
+    takes_export: bool = False
 
 
 SHAPES = 'diffusiondet_r18_fpn_1xb4-4k_shapes'
@@ -32,7 +34,10 @@ COMMANDS = (
     Command('test', 'test.py', "score a checkpoint: mmdet's tools/test.py",
             f'{SHAPES} CHECKPOINT.pth --cfg-options model.test_cfg.sampling_timesteps=4', takes_config=True),
     Command('predict', 'predict.py', 'find objects in pictures, folders of them, globs',
-            f"{SHAPES} CHECKPOINT.pth pictures/ 'more/*.jpg' --steps 4 --out-dir predictions", takes_config=True),
+            f"{SHAPES} CHECKPOINT.pth pictures/ 'more/*.jpg' --steps 4 --out-dir predictions", takes_config=True,
+            takes_export=True),
+    Command('export', 'deployment/export.py', 'write a detector as ONNX, to run without torch',
+            f'{SHAPES} CHECKPOINT.pth --out exported', takes_config=True),
     Command('convert', 'model_converters/diffusiondet_to_mmdet.py', "convert a checkpoint of the authors' code",
             'SRC.pth DST.pth --check diffusiondet_r50_fpn_8xb2-450k_coco'),
     Command('shapes', 'dataset_converters/make_shapes.py', 'make a small detection set, to try things on',

@@ -19,7 +19,7 @@ MAY_IMPORT = dict(
     testing={'structures'}, config_zoo=set(), host_memory=set(), installation=set(),
     input_checks={'hooks', 'half_precision'}, launch={'config_zoo', 'host_memory', 'input_checks'},
     prediction={'input_checks'}, operator_count=set(), half_precision=set(), annotation_categories=set(),
-    optim={'half_precision'}, __main__=set(),
+    optim={'half_precision'}, __main__=set(), deployment=TASK | PARTS | {'heads'},
     __init__={
         'config_zoo', 'installation', 'detectors', 'heads', 'hooks', 'losses', 'optim', 'roi_extractors', 'task_modules'
     })
@@ -65,6 +65,14 @@ def test_arithmetic_imports_nothing_but_torch(file):
 def test_the_stand_ins_need_nothing_but_torch_and_numpy(file):
     imported = {name.split('.')[0] for name in imported_modules(file)}
     assert imported <= {'mmcv_stand_in', 'numpy', 'torch', *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize('file', sorted((REPOSITORY / 'diffusiondet_runtime').rglob('*.py')),
+                         ids=lambda file: str(file.relative_to(REPOSITORY)))
+def test_the_run_time_of_exports_needs_nothing_but_numpy_and_pillow(file):
+    """The engines are imported by name, where they are asked for."""
+    imported = {name.split('.')[0] for name in imported_modules(file)}
+    assert imported <= {'diffusiondet_runtime', 'numpy', 'PIL', *sys.stdlib_module_names}
 
 
 @pytest.mark.parametrize('name', ['__init__', 'finder', 'startup'])

@@ -17,8 +17,9 @@ from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ('LICENSE', 'MANIFEST.in', 'README.md', 'model-index.yml', 'pyproject.toml', 'requirements.txt', 'setup.py')
-FOLDERS = ('configs', 'mmcv_stand_in', 'mmdet_diffusion', 'mmdet_diffusion_cli', 'requirements', 'tests', 'tools')
-PACKAGES = ('mmcv_stand_in', 'mmdet_diffusion', 'mmdet_diffusion_cli')
+FOLDERS = ('configs', 'diffusiondet_runtime', 'mmcv_stand_in', 'mmdet_diffusion', 'mmdet_diffusion_cli', 'requirements',
+           'tests', 'tools')
+PACKAGES = ('diffusiondet_runtime', 'mmcv_stand_in', 'mmdet_diffusion', 'mmdet_diffusion_cli')
 MIM = 'mmdet_diffusion/.mim'
 
 

@@ -2,6 +2,7 @@
 
 Example:
     python tools/predict.py CONFIG CHECKPOINT holiday.jpg folder/ 'more/**/*.png' --steps 4 --boxes 300
+    python tools/predict.py EXPORTED holiday.jpg    # a folder of mmdet-diffusion export, without torch
 
 A picture that cannot be read is named and the others go on; the exit status is 1 then.
 """
@@ -124,9 +125,9 @@ def report(source: str, reason: str) -> None:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Command line, checked as far as that goes without torch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='path, or name of one of this package')
-    parser.add_argument('checkpoint', help='path or address')
-    parser.add_argument('sources', nargs='+', metavar='SOURCE', help='picture, folder of pictures, or quoted glob')
+    parser.add_argument('config', help='path, or name of one of this package; or an exported folder')
+    parser.add_argument('checkpoint', help='path or address; none after an exported folder')
+    parser.add_argument('sources', nargs='*', metavar='SOURCE', help='picture, folder of pictures, or quoted glob')
     parser.add_argument('--out-dir', type=Path, default=Path('predictions'), help='default: predictions')
     parser.add_argument('--score-thr', type=float, default=0.3, help='leave out what scores no more (default 0.3)')
     parser.add_argument('--boxes', type=int, help="number of boxes to start from; default: the config's")
@@ -135,12 +136,24 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--device', help='default: cuda:0 where there is one, else cpu')
     parser.add_argument('--batch-size', type=int, default=1, help='pictures at once (default 1)')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
+    parser.add_argument('--engine', choices=('onnxruntime', 'openvino'),
+                        help='that runs an exported folder (default: onnxruntime)')
     args = parser.parse_args(argv)
+    args.is_export = Path(args.config).is_dir()
+    if args.is_export:
+        args.sources, args.checkpoint = [args.checkpoint, *args.sources], None
+        for name in ('device', 'cfg_options'):
+            if getattr(args, name):
+                parser.error(f'--{name.replace("_", "-")} goes with a config, not with an exported folder')
+    elif args.engine:
+        parser.error('--engine goes with an exported folder, not with a config')
+    if not args.sources:
+        parser.error('the following arguments are required: SOURCE')
     for name in ('boxes', 'steps', 'batch_size'):
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f'--{name.replace("_", "-")} must be at least 1, got {value}')
-    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+    if args.checkpoint is not None and '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         raise SystemExit(f'there is no checkpoint {args.checkpoint}')
     return args
 
@@ -158,6 +171,11 @@ def make_folder(out_dir: Path) -> None:
 
 def build_predictor(args: argparse.Namespace):
     """The model of the command line, after what can be refused before it is built."""
+    if args.is_export:
+        from diffusiondet_runtime.prediction import ExportPredictor
+
+        return ExportPredictor(args.config, engine=args.engine or 'onnxruntime', score_thr=args.score_thr,
+                               steps=args.steps, boxes=args.boxes, seed=args.seed or 0)
     import torch
 
     from mmdet_diffusion import input_checks, launch

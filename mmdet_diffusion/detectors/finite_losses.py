@@ -8,19 +8,20 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 
-def refuse_infinite_losses(losses: dict[str, Tensor], batch_data_samples: SampleList) -> None:
+def refuse_infinite_losses(losses: dict[str, Tensor | list[Tensor]], batch_data_samples: SampleList) -> None:
     """Stop where a loss is not finite; one value is read from the device.
 
     In float16 under autocast a loss can leave the range, and the loss scaler then leaves out the step: a line says so.
 
     Args:
-        losses (dict[str, Tensor]): scalars.
+        losses (dict[str, Tensor | list[Tensor]]): scalars; some of MMDetection's heads give one of each level.
         batch_data_samples (SampleList): their ``metainfo`` alone is used.
 
     Raises:
         FloatingPointError: names the losses and the images.
     """
-    values = torch.stack([value.detach().float() for value in losses.values()])
+    values = torch.stack([sum(value).detach().float() if isinstance(value, list) else value.detach().float()
+                          for value in losses.values()])
     if values.isfinite().all():
         return
     wrong = ', '.join(f'{name} ({value})' for name, value in zip(losses, values.tolist(), strict=True)

@@ -1,0 +1,144 @@
+"""The detector: pictures in, detections out, at any number of boxes and steps."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from . import pictures, sampling
+from .engines import ENGINES
+from .errors import ExportError
+from .folder import read_folder
+from .memory import refuse_too_many
+from .noise import DrawNormal, given_noise, image_noise
+from .post_processing import Detections, best_pairs, finish, merge_steps
+from .sampling import SamplingStep
+
+Picture = str | os.PathLike | Image.Image | np.ndarray
+
+
+class BatchStep(NamedTuple):
+    """A :class:`SamplingStep` of a batch, in pixels of the network input: arrays of shape (B, N, ...)."""
+
+    t: int
+    noisy_bboxes: np.ndarray
+    logits: np.ndarray
+    bboxes: np.ndarray
+
+
+class OnnxDetector:
+    """An exported detector.
+
+    Args:
+        folder (str | os.PathLike): written by ``mmdet-diffusion export``.
+        engine (str): ``onnxruntime`` or ``openvino``.
+        num_threads (int | None): None: the engine's choice.
+
+    Attributes:
+        sampler (dict): content of ``sampler.json``.
+        classes (list[str]): names by label.
+        engine: runs the graphs, see :mod:`diffusiondet_runtime.engines`.
+
+    Raises:
+        ExportError: if the folder is damaged or mixed, there is no such engine, or it cannot run the graphs.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, engine: str = 'onnxruntime',
+                 num_threads: int | None = None) -> None:
+        if engine not in ENGINES:
+            raise ExportError(f'there is no engine {engine!r}; there are {", ".join(ENGINES)}')
+        self.sampler = read_folder(folder).sampler
+        self.classes = self.sampler['classes']
+        self.engine = ENGINES[engine](Path(folder), num_threads)
+
+    def detect(self, image: Picture, *, steps: int | None = None, boxes: int | None = None, seed: int = 0,
+               name: str | None = None, noise: np.ndarray | None = None, score_thr: float = 0.0) -> Detections:
+        """Find objects in a picture.
+
+        Args:
+            image (Picture): path, Pillow image, or uint8 RGB array of shape (h, w, 3).
+            steps (int | None): of sampling. None: as exported.
+            boxes (int | None): to start from. None: as exported.
+            seed (int): of the noise; the same seed and name give the draws that torch makes for them.
+            name (str | None): of the picture, for the noise. None: the file's name, or none.
+            noise (np.ndarray | None): instead of a seed, shape (draws, boxes, 4), see :func:`noise.given_noise`.
+            score_thr (float): detections at or below it are left out.
+
+        Returns:
+            Detections: in pixels of the picture.
+
+        Raises:
+            ExportError: if the picture cannot be read, a setting is out of range, or memory is too small for it.
+        """
+        noise = None if noise is None else np.asarray(noise)[:, None]
+        return self.detect_batch([image], steps=steps, boxes=boxes, seed=seed, names=[name], noise=noise,
+                                 score_thr=score_thr)[0]
+
+    def detect_batch(self, images: Sequence[Picture], *, steps: int | None = None, boxes: int | None = None,
+                     seed: int = 0, names: Sequence[str | None] | None = None, noise: np.ndarray | None = None,
+                     score_thr: float = 0.0) -> list[Detections]:
+        """As :meth:`detect`, of several pictures at once; ``noise`` has the shape (draws, B, boxes, 4)."""
+        prepared = [pictures.prepare(pictures.read_picture(image), self.sampler['input']) for image in images]
+        walk = self.sample(prepared, steps, boxes, seed, _names(images, names), noise)
+        found = [[best_pairs(*pair) for pair in zip(step.logits, step.bboxes, strict=True)] for step in walk]
+        settings = self.sampler['post_processing']
+        settings = dict(settings, score_thr=max(score_thr, settings['score_thr']))
+        return [finish(merge_steps(list(of_image), self.sampler['sampling']['ensemble']), settings, one.size, one.scale)
+                for of_image, one in zip(zip(*found, strict=True), prepared, strict=True)]
+
+    def steps(self, image: Picture, *, steps: int | None = None, boxes: int | None = None, seed: int = 0,
+              name: str | None = None, noise: np.ndarray | None = None) -> Iterator[SamplingStep]:
+        """The way from noise to objects, step by step; arguments as of :meth:`detect`.
+
+        Yields:
+            SamplingStep: boxes in pixels of the picture.
+        """
+        prepared = pictures.prepare(pictures.read_picture(image), self.sampler['input'])
+        noise = None if noise is None else np.asarray(noise)[:, None]
+        scale = np.array([*prepared.scale, *prepared.scale], dtype=np.float32)
+        for step in self.sample([prepared], steps, boxes, seed, _names([image], [name]), noise):
+            yield SamplingStep(step.t, step.noisy_bboxes[0] / scale, step.logits[0], step.bboxes[0] / scale)
+
+    def sample(self, prepared: list[pictures.Prepared], steps: int | None, boxes: int | None, seed: int,
+               names: Sequence[str], noise: np.ndarray | None) -> Iterator[BatchStep]:
+        """The reverse process (arXiv:2211.09788, Alg. 2) of a batch, in pixels of the network input."""
+        if not prepared:
+            return
+        steps, boxes = self.checked('steps', steps), self.checked('boxes', boxes)
+        refuse_too_many(len(prepared), boxes, self.sampler['limits'])
+        draw: DrawNormal = image_noise(seed, names) if noise is None else given_noise(noise, boxes)
+        levels = self.engine.features(pictures.batch(prepared, self.sampler['input']))
+        whwh = np.array([[*one.size, *one.size] for one in prepared], dtype=np.float32)
+        scale, settings = self.sampler['diffusion']['signal_scale'], self.sampler['sampling']
+        x_t = draw(boxes)
+        if x_t.shape[0] != len(prepared):
+            raise ExportError(f'noise is of {x_t.shape[0]} pictures, not of {len(prepared)}')
+        for step in sampling.coefficients(self.sampler['diffusion']['alpha_bar'], steps, settings['eta']):
+            noisy = sampling.decode(x_t, whwh, scale)
+            logits, bboxes = self.engine.refine(levels, noisy, np.full(len(prepared), step.t, dtype=np.int64))
+            yield BatchStep(step.t, noisy, logits, bboxes)
+            if step.t_next < 0:
+                return
+            x_t = sampling.ddim_step(x_t, sampling.encode(bboxes, whwh, scale), step, draw(boxes))
+            if settings['renewal_score_thr'] is not None:
+                x_t = sampling.renew(x_t, logits, settings['renewal_score_thr'], draw(boxes))
+
+    def checked(self, key: str, value: int | None) -> int:
+        """A number of ``steps`` or ``boxes``, as exported if None; ExportError where it is out of range."""
+        if value is None:
+            return self.sampler['sampling'][key]
+        most = len(self.sampler['diffusion']['alpha_bar']) if key == 'steps' else None
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1 or (most and value > most):
+            allowed = f'in 1..{most}' if most else 'of at least 1'
+            raise ExportError(f'{key} must be an integer {allowed}, got {value!r}')
+        return int(value)
+
+
+def _names(images: Sequence[Picture], names: Sequence[str | None] | None) -> list[str]:
+    """Of each picture: given, else of its file, else none."""
+    given = names if names is not None else [None] * len(images)
+    return [name if name is not None else (Path(image).name if isinstance(image, (str, os.PathLike)) else '')
+            for image, name in zip(images, given, strict=True)]

@@ -1,0 +1,81 @@
+"""An exported detector applied to picture files: boxes as JSON holds them, and drawn pictures."""
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .detector import OnnxDetector
+from .errors import ExportError
+from .pictures import read_picture
+from .post_processing import Detections
+
+
+class FoundInPicture(NamedTuple):
+    """Detections, and the width and height of the picture that they are of."""
+
+    detections: Detections
+    size: tuple[int, int]
+
+
+class ExportPredictor:
+    """What ``mmdet-diffusion predict`` runs on an exported folder.
+
+    Args:
+        folder (str): exported.
+        engine (str): ``onnxruntime`` or ``openvino``.
+        score_thr (float): detections that do not score above it are left out.
+        steps (int | None): of sampling. None: as exported.
+        boxes (int | None): to start from. None: as exported.
+        seed (int): of the noise.
+
+    Raises:
+        SystemExit: if the folder cannot be used, or a setting is out of range.
+    """
+
+    def __init__(self, folder: str, *, engine: str, score_thr: float, steps: int | None, boxes: int | None,
+                 seed: int) -> None:
+        try:
+            self.detector = OnnxDetector(folder, engine=engine)
+            self.detector.checked('steps', steps)
+            self.detector.checked('boxes', boxes)
+        except ExportError as error:
+            raise SystemExit(str(error)) from error
+        self.classes, self.score_thr = self.detector.classes, score_thr
+        self.settings = dict(steps=steps, boxes=boxes, seed=seed)
+
+    def read(self, path: Path) -> tuple[np.ndarray, tuple[np.ndarray, str]]:
+        """A picture file, uint8 RGB (h, w, 3), and the same with the name that its draws go by."""
+        picture = read_picture(path)
+        return picture, (picture, path.name)
+
+    def detect(self, samples: Sequence[tuple[np.ndarray, str]]) -> list[FoundInPicture]:
+        """Detections above the threshold, best first, in pixels of the picture file."""
+        pictures, names = zip(*samples, strict=True)
+        try:
+            found = self.detector.detect_batch(pictures, names=names, score_thr=self.score_thr, **self.settings)
+        except ExportError as error:
+            raise SystemExit(str(error)) from error
+        return [FoundInPicture(each, picture.shape[1::-1]) for each, picture in zip(found, pictures, strict=True)]
+
+    def record(self, found: FoundInPicture) -> dict:
+        """Detections of one picture as JSON takes them: boxes as absolute xyxy in pixels."""
+        (bboxes, scores, labels), (width, height) = found
+        return dict(width=width, height=height,
+                    bboxes=[[round(side, 2) for side in box] for box in bboxes.tolist()],
+                    scores=[round(score, 4) for score in scores.tolist()], labels=labels.tolist(),
+                    class_names=[self.classes[label] for label in labels.tolist()])
+
+    def draw(self, picture: np.ndarray, found: FoundInPicture, path: Path) -> None:
+        """Write the picture with its detections."""
+        image = Image.fromarray(picture)
+        pen, width = ImageDraw.Draw(image), max(1, round(max(image.size) / 400))
+        for box, score, label in list(zip(*(value.tolist() for value in found.detections), strict=True))[::-1]:
+            hue = label * 0.618 % 1  # far apart for neighbouring labels
+            colour = tuple(round(255 * value) for value in colorsys.hsv_to_rgb(hue, 0.9, 1.0))
+            pen.rectangle(box, outline=colour, width=width)
+            pen.text((box[0] + width + 1, box[1] + width), f'{self.classes[label]} {score:.2f}', fill=colour)
+        image.save(path)

@@ -1,0 +1,155 @@
+"""``mmdet-diffusion export``, and ``predict`` on what it writes; the recorded model from image to detections."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from exports import calm
+from golden_recordings import Golden
+from mmengine.config import Config
+from PIL import Image
+
+from diffusiondet_runtime import OnnxDetector
+from mmdet_diffusion import config_path
+from mmdet_diffusion.deployment import parity_check
+from mmdet_diffusion.deployment.onnx_export import write_export
+from mmdet_diffusion.deployment.sampler_file import sampler_content
+from mmdet_diffusion.testing import REPOSITORY, build_detector, load_tool
+
+SHAPES = config_path('diffusiondet_r18_fpn_1xb4-4k_shapes')
+export = load_tool('deployment/export.py')
+predict = load_tool('predict.py')
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    model = build_detector(Config.fromfile(SHAPES).model)
+    calm(model)
+    path = tmp_path_factory.mktemp('checkpoint') / 'calm.pth'
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def exported(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('export') / 'deep' / 'exported'
+    assert export.main([SHAPES, str(checkpoint), '--out', str(folder), '--check-boxes', '20']) == 0
+    return folder
+
+
+def test_the_command_writes_what_belongs_together_with_the_figures_of_its_check(exported):
+    assert sorted(os.listdir(exported.parent)) == ['exported']
+    assert sorted(os.listdir(exported)) == ['features.onnx', 'refine.onnx', 'sampler.json']
+    content = json.loads((exported / 'sampler.json').read_text())
+    assert content['checkpoint']['name'] == 'calm.pth' and content['classes'][0] == 'circle'
+    assert len(content['check']) == 10 and all(figure['value'] <= figure['bar'] for figure in content['check'])
+
+
+def test_a_failed_check_gives_the_files_another_name_and_says_which_figure(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(parity_check, 'BOX_BAR', 1e-12)
+    for number in ('', '-2'):
+        assert export.main([SHAPES, str(checkpoint), '--out', str(tmp_path / 'out'), '--check-boxes', '5']) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith('the check failed (boxes of step 1 of 4, fed the same boxes, px: ')
+        assert error.endswith(f'the files are in {tmp_path / "out"}.failed{number}') and 'logits' not in error
+    assert sorted(os.listdir(tmp_path)) == ['out.failed', 'out.failed-2']
+
+
+@pytest.mark.parametrize(('args', 'refusal'), [
+    ([SHAPES, 'none.pth', '--out', 'new'], '^there is no checkpoint none.pth$'),
+    (['none.py', 'CHECKPOINT', '--out', 'new'], '^there is no config file none.py$'),
+    ([SHAPES, 'CHECKPOINT', '--out', 'taken'], '^--out taken is there and not an empty folder; name another one$'),
+    ([SHAPES, 'CHECKPOINT', '--out', 'taken/file/new'], '^--out taken/file/new cannot be made: Not a directory$'),
+    ([SHAPES, 'taken/file', '--out', 'new'], '^taken/file is no checkpoint, or asks for more than tensors'),
+    ([SHAPES, 'CHECKPOINT', '--out', 'new', '--check-picture', 'none.jpg'], '^there is no picture none.jpg$'),
+    ([SHAPES, 'CHECKPOINT', '--out', 'new', '--check-picture', 'taken/file'],
+     '^taken/file cannot be read as a picture'),
+])
+def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(checkpoint, tmp_path, monkeypatch, args, refusal):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'taken').mkdir()
+    (tmp_path / 'taken' / 'file').write_text('x')
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(SystemExit, match=refusal) as ended:
+        export.main([str(checkpoint) if arg == 'CHECKPOINT' else arg for arg in args])
+    assert '\n' not in str(ended.value)
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_predict_takes_the_folder_and_finds_what_the_checkpoint_finds(exported, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(parity_check.check_picture((128, 90))).save('a.png')
+    dials = ['--boxes', '30', '--steps', '2', '--score-thr', '0.0001', '--seed', '3']
+    assert predict.main([SHAPES, str(checkpoint), 'a.png', '--device', 'cpu', '--out-dir', 'torch', *dials]) == 0
+    assert predict.main([str(exported), 'a.png', '--out-dir', 'onnx', *dials]) == 0
+    by_torch, by_onnx = (json.loads((tmp_path / name / 'predictions.json').read_text()) for name in ('torch', 'onnx'))
+    assert by_torch['classes'] == by_onnx['classes']
+    mine, theirs = by_onnx['images'][0], by_torch['images'][0]
+    assert len(mine['labels']) == len(theirs['labels']) > 5
+    assert mine['labels'][:5] == theirs['labels'][:5]
+    np.testing.assert_allclose(mine['scores'], theirs['scores'], atol=2e-4)
+    np.testing.assert_allclose(mine['bboxes'][:5], theirs['bboxes'][:5], atol=0.1)
+    assert Image.open(tmp_path / 'onnx' / 'vis' / 'a.png').size == (128, 90)
+
+
+def test_the_installed_command_predicts_without_torch(exported, tmp_path):
+    Image.fromarray(parity_check.check_picture((64, 48))).save(tmp_path / 'a.png')
+    (tmp_path / 'b.png').write_text('no picture')
+    code = ("import sys\nfor name in ('torch', 'mmdet', 'mmcv', 'mmengine'):\n    sys.modules[name] = None\n"
+            'import mmdet_diffusion_cli as cli\nsys.exit(cli.main(sys.argv[1:]))')
+    done = subprocess.run([sys.executable, '-c', code, 'predict', exported, 'a.png', 'b.png', '--boxes', '20'],
+                          cwd=tmp_path, capture_output=True, text=True, check=False,
+                          env=dict(os.environ, PYTHONPATH=str(REPOSITORY)))
+    assert done.returncode == 1 and 'b.png: cannot be used (ExportError: b.png cannot be read' in done.stderr
+    assert json.loads((tmp_path / 'predictions' / 'predictions.json').read_text())['failed'].keys() == {'b.png'}
+
+
+@pytest.mark.parametrize(('args', 'refusal'), [
+    (['FOLDER', 'a.png', '--device', 'cpu'], '--device goes with a config, not with an exported folder'),
+    ([SHAPES, 'x.pth', 'a.png', '--engine', 'openvino'], '--engine goes with an exported folder, not with a config'),
+    ([SHAPES, 'x.pth'], 'the following arguments are required: SOURCE')])
+def test_options_that_do_not_go_together_are_refused(exported, capsys, args, refusal):
+    with pytest.raises(SystemExit):
+        predict.parse_args([str(exported) if arg == 'FOLDER' else arg for arg in args])
+    assert refusal in capsys.readouterr().err
+
+
+def test_a_folder_without_an_export_is_refused_by_predict(tmp_path):
+    Image.new('RGB', (5, 5)).save(tmp_path / 'a.png')
+    with pytest.raises(SystemExit, match='is no exported folder: there is no sampler.json in it$'):
+        predict.main([str(tmp_path), str(tmp_path / 'a.png')])
+
+
+# The recorded model ---------------------------------------------------------------------------------------------------
+
+
+def test_the_recorded_model_gives_its_recorded_detections_from_the_image_on(tmp_path):
+    """One step; rounding grows over more of them in this model of random weights (tests/test_golden.py)."""
+    golden = Golden('mini_r50')
+    recorded = golden('inference')
+    detector = build_detector(golden.model_cfg())
+    detector.load_state_dict(golden.state_dict(), strict=True)
+    config = Config.fromfile(config_path('diffusiondet_r50_fpn_8xb2-450k_coco'))
+    config.test_dataloader.dataset.pipeline = config.test_pipeline[:1]  # the recorded image is resized already
+    (tmp_path / 'exported').mkdir()
+    names = [str(label) for label in range(golden.num_classes)]
+    write_export(detector, tmp_path / 'exported',
+                 sampler_content(config, detector, names, dict(name='checkpoint.pth', sha256='')))
+    picture = recorded['image'].permute(1, 2, 0).contiguous().numpy()
+    found = OnnxDetector(tmp_path / 'exported').detect(picture, steps=1, boxes=golden.num_proposals,
+                                                       noise=recorded[1]['draws'][0].numpy())
+    (height, width), (out_height, out_width) = picture.shape[:2], recorded['ori_shape']
+    bboxes = found.bboxes * np.array([out_width / width, out_height / height] * 2, dtype=np.float32)
+    expected = recorded[1]
+    assert len(found.labels) == len(expected['labels']) >= 5
+    left = list(range(len(found.labels)))
+    for label, score, box in zip(expected['labels'].tolist(), expected['scores'].tolist(), expected['bboxes'].numpy(),
+                                 strict=True):
+        fitting = [index for index in left if found.labels[index] == label and abs(found.scores[index] - score) < 2e-3
+                   and np.abs(bboxes[index] - box).max() < 0.2]
+        assert fitting, (label, score, box)
+        left.remove(fitting[0])

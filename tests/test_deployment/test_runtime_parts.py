@@ -1,0 +1,217 @@
+"""Each part of the torch-free run-time against the torch code that it stands for."""
+
+import math
+
+import cv2
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmcv.ops import batched_nms
+from mmengine.structures import InstanceData
+from PIL import Image
+
+from diffusiondet_runtime import ExportError, memory, pictures, post_processing, sampling
+from mmdet_diffusion import post_processing as torch_post
+from mmdet_diffusion.diffusion import ddim_step, sampling_time_pairs
+from mmdet_diffusion.heads import SamplingSettings
+from mmdet_diffusion.structures import Detections
+from mmdet_diffusion.task_modules import DiffusionBoxSampler
+
+WHWH = torch.tensor([[640.0, 480, 640, 480], [333, 500, 333, 500]])
+
+
+def normal(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+# Sampling -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('eta', [0.0, 0.4, 1.0])
+@pytest.mark.parametrize('steps', [1, 2, 4, 5, 7, 8, 1000])
+def test_coefficients_and_times_are_those_of_torch(steps, eta):
+    sampler = DiffusionBoxSampler()
+    ours = sampling.coefficients(sampler.schedule.alpha_bar.tolist(), steps, eta)
+    assert [(step.t, step.t_next) for step in ours] == sampling_time_pairs(1000, steps)
+    x_t, x_start, noise = (value.double() for value in normal(3, 50, 4))
+    for step in ours[:8] + ours[-8:]:
+        now, following = (sampler.schedule.signal_share(t) for t in (step.t, step.t_next))
+        expected = ddim_step(x_t, x_start, now, following, eta, noise)
+        estimate = (x_t - step.present_signal * x_start) / step.present_noise
+        got = step.signal * x_start + step.kept * estimate + step.fresh * noise
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_one_denoising_step_is_that_of_torch():
+    sampler = DiffusionBoxSampler()
+    x_t, noise = normal(2, 2, 50, 4)
+    bboxes = sampler.decode(normal(2, 50, 4) * 2, WHWH)
+    step = sampling.coefficients(sampler.schedule.alpha_bar.tolist(), 4, 1.0)[1]
+    expected = sampler.denoise(x_t, bboxes, WHWH, (step.t, step.t_next), 1.0, noise)
+    x_start = sampling.encode(bboxes.numpy(), WHWH.numpy(), 2.0)
+    got = sampling.ddim_step(x_t.numpy(), x_start, step, noise.numpy())
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected.numpy(), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(sampling.decode(got, WHWH.numpy(), 2.0), sampler.decode(expected, WHWH).numpy(), rtol=0,
+                               atol=1e-3)
+
+
+def test_renewal_keeps_what_torch_keeps():
+    x_t, fresh, logits = normal(2, 50, 4), normal(2, 50, 4) + 9, normal(2, 50, 6) - 1
+    expected = DiffusionBoxSampler.renew(x_t, logits.amax(-1).sigmoid(), 0.5, fresh)
+    got = sampling.renew(x_t.numpy(), logits.numpy(), 0.5, fresh.numpy())
+    assert (got == expected.numpy()).all() and 0 < (got < 5).mean() < 1
+
+
+# Detections -----------------------------------------------------------------------------------------------------------
+
+
+def crowd(number=400, classes=5):
+    generator = torch.Generator().manual_seed(1)
+    centres = torch.rand((number, 2), generator=generator) * 200
+    sizes = 20 + 60 * torch.rand((number, 2), generator=generator)
+    bboxes = torch.cat([centres - sizes / 2, centres + sizes / 2], dim=-1)
+    return Detections(bboxes, torch.rand(number, generator=generator),
+                      torch.randint(classes, (number, ), generator=generator))
+
+
+@pytest.mark.parametrize('nms', [
+    None, dict(type='nms', iou_threshold=0.5), dict(iou_threshold=0.3, max_num=7),
+    dict(type='nms', iou_threshold=0.5, class_agnostic=True), dict(type='soft_nms', iou_threshold=0.3),
+    dict(type='soft_nms', iou_threshold=0.5, method='gaussian', sigma=0.3, min_score=0.05),
+    dict(type='soft_nms', iou_threshold=0.5, method='naive')], ids=str)
+def test_a_picture_ends_with_the_detections_of_torch(nms):
+    found = crowd()
+    settings = SamplingSettings(num_proposals=400, score_thr=0.2, nms=nms, max_per_img=60, min_bbox_size=5)
+    meta = dict(img_shape=(180, 210), scale_factor=(1.5, 0.75))
+    expected = torch_post.finish_image(found, meta, settings, rescale=True)
+    got = post_processing.finish(post_processing.Detections(*(value.numpy() for value in found)),
+                                 settings._asdict(), (210, 180), (1.5, 0.75))
+    assert len(got.labels) == len(expected) > 5
+    assert (got.labels == expected.labels.numpy()).all()
+    np.testing.assert_allclose(got.scores, expected.scores.numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(got.bboxes, expected.bboxes.numpy(), rtol=0, atol=0.02)  # torch moves classes apart
+
+
+def test_nothing_found_is_no_error():
+    settings = dict(score_thr=2.0, nms=dict(iou_threshold=0.5), max_per_img=5, min_bbox_size=0)
+    got = post_processing.finish(post_processing.Detections(*(value.numpy() for value in crowd())), settings, (9, 9),
+                                 (1.0, 1.0))
+    assert got.bboxes.shape == (0, 4) and len(got.scores) == len(got.labels) == 0
+
+
+def test_boxes_without_area_overlap_nothing():
+    boxes = np.array([[5, 5, 5, 5], [5, 5, 5, 5], [0, 0, 9, 9]], dtype=np.float32)
+    assert (post_processing.overlaps(boxes[0], boxes) == 0).all()
+    kept = batched_nms(torch.from_numpy(boxes), torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3), dict(iou_threshold=0.5))
+    assert len(post_processing.hard_nms(boxes, np.array([0.9, 0.8, 0.7], dtype=np.float32), 0.5)) == len(kept[1])
+
+
+def test_best_pairs_are_those_of_torch():
+    logits, bboxes = normal(1, 50, 6), normal(1, 50, 4)
+    expected = torch_post.best_pairs(logits, bboxes)
+    got = post_processing.best_pairs(logits[0].numpy(), bboxes[0].numpy())
+    order, expected_order = np.argsort(-got.scores), torch.argsort(-expected.scores[0])
+    for mine, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(mine[order], theirs[0][expected_order].numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize('ensemble', ['all', 'all_but_last', 'last'])
+@pytest.mark.parametrize('steps', [1, 3])
+def test_steps_are_merged_as_in_torch(ensemble, steps):
+    parts = [Detections(*(value[None] for value in crowd(4)))] * steps
+    expected = torch_post.merge_steps(parts, ensemble)
+    got = post_processing.merge_steps([post_processing.Detections(*(value[0].numpy() for value in part))
+                                       for part in parts], ensemble)
+    assert InstanceData(labels=got.labels).labels.tolist() == expected.labels[0].tolist()
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+
+def picture(width=97, height=61):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize('size', [(64, 40), (200, 130), (97, 80), (1, 1), (33, 61)])
+def test_pillow_resizes_as_the_pipeline_does_bit_by_bit(size):
+    expected = mmcv.imresize(picture(), size, backend='pillow')
+    assert (pictures.resize_by_pillow(picture(), size) == expected).all()
+
+
+@pytest.mark.parametrize('size', [(64, 40), (200, 130), (97, 80), (33, 61), (128, 90), (48, 30)])
+def test_opencv_resizes_are_repeated_within_one_grey_level(size):
+    expected = cv2.resize(picture(), size, interpolation=cv2.INTER_LINEAR).astype(int)
+    differences = np.abs(pictures.resize_as_opencv(picture(), size) - expected)
+    assert differences.max() <= 1 and (differences > 0).mean() < 0.02
+
+
+def test_halves_are_those_of_opencv():
+    expected = cv2.resize(picture(96, 60), (48, 30), interpolation=cv2.INTER_LINEAR)
+    assert (pictures.resize_as_opencv(picture(96, 60), (48, 30)) == expected).all()
+
+
+@pytest.mark.parametrize('size', [(640, 480), (480, 640), (97, 61), (1333, 800), (5000, 3), (3, 3)])
+@pytest.mark.parametrize('scale', [(1333, 800), (128, 128)])
+def test_sizes_are_those_of_the_pipeline(size, scale):
+    rule = dict(scale=list(scale), keep_ratio=True)
+    expected = mmcv.rescale_size(size, scale)
+    assert pictures.resized_size(size, rule) == tuple(max(1, side) for side in expected)
+    assert pictures.resized_size(size, None) == size
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'P', 'RGBA', 'LA', 'CMYK'])
+def test_pictures_of_any_form_are_read_as_mmcv_reads_them_with_pillow(tmp_path, mode):
+    path = tmp_path / ('a.jpg' if mode == 'CMYK' else 'a.png')
+    image = Image.fromarray(picture()).convert('RGBA')
+    image.putalpha(Image.fromarray(picture()[..., 0]))
+    image.convert(mode).save(path)
+    expected = mmcv.imread(path, backend='pillow', channel_order='rgb')
+    assert (pictures.read_picture(path) == expected).all()
+
+
+def test_a_turned_photograph_is_turned_back(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(picture()).save(tmp_path / 'a.png', exif=exif)
+    assert pictures.read_picture(tmp_path / 'a.png').shape == (97, 61, 3)
+
+
+@pytest.mark.parametrize(('source', 'refusal'), [
+    (np.zeros((0, 5, 3), np.uint8), '^a picture of 5 x 0 pixels has no size$'),
+    (np.zeros((4, 5), np.uint8), r'^a picture given as an array must be uint8 RGB of shape \(h, w, 3\), got uint8'),
+    (np.zeros((4, 5, 3)), 'got float64 of shape'), ('none.jpg', r'^none.jpg cannot be read as a picture \(')])
+def test_what_is_no_picture_is_refused(source, refusal):
+    with pytest.raises(ExportError, match=refusal) as ended:
+        pictures.read_picture(source)
+    assert '\n' not in str(ended.value)
+
+
+def test_a_batch_is_padded_to_multiples_below_and_to_the_right():
+    rule = dict(resize=None, mean=[1, 2, 3], std=[2, 2, 2], channel_order='rgb', size_divisor=32, pad_value=0)
+    images = pictures.batch([pictures.prepare(picture(width, 40), rule) for width in (30, 70)], rule)
+    assert images.shape == (2, 3, 64, 96) and images.dtype == np.float32
+    assert (images[0, :, :, 30:] == 0).all() and (images[:, :, 40:] == 0).all()
+    assert images[0, 1, 5, 6] == (np.float32(picture(30, 40)[5, 6, 1]) - 2) / 2
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+
+def test_more_boxes_than_memory_are_refused_with_a_number_that_fits(monkeypatch):
+    monkeypatch.setattr(memory, 'available_bytes', lambda: 2**30)
+    limits = dict(bytes_per_box=2**20, bytes_per_pair=64)
+    memory.refuse_too_many(1, 500, limits)
+    with pytest.raises(ExportError, match=r'^2000 boxes on 1 picture\(s\) need about 2\.2 GiB of memory, 1\.0 GiB are '
+                                          'free; take fewer, such as 500$'):
+        memory.refuse_too_many(1, 2000, limits)
+    with pytest.raises(ExportError, match='^500 boxes on 3'):
+        memory.refuse_too_many(3, 500, limits)
+    monkeypatch.setattr(memory, 'available_bytes', lambda: None)  # the system does not say
+    memory.refuse_too_many(1, 2000, limits)
+
+
+def test_this_system_says_how_much_memory_is_free():
+    free = memory.available_bytes()
+    assert free is None or 2**20 < free < 2**50 and math.isfinite(free)
