@@ -134,7 +134,7 @@ def test_the_benchmark_prints_a_row_of_every_engine(exported, checkpoint, capsys
     assert head == '| boxes | steps | torch, s | MiB | x torch | onnxruntime, s | MiB | x torch |'
     boxes, steps, *values = (float(cell) for cell in row.strip('| ').split(' | '))
     assert (boxes, steps, values[2]) == (5, 2, 1) and all(value > 0 for value in values)
-    assert values[4] < values[1]  # the run-time holds less than torch
+    assert values[4] < values[1]  # MiB: the run-time holds less than torch
 
 
 # The recorded model ---------------------------------------------------------------------------------------------------

@@ -4,8 +4,7 @@ Example:
     python tools/analysis_tools/benchmark_export.py CONFIG CHECKPOINT EXPORTED
 
 Each row is measured in processes of their own, the engines in turn; memory is the most that such a process held (on
-Linux). The
-picture is a made one of the size that the export resizes to.
+Linux). The picture is a made one of the size that the export resizes to.
 """
 
 import argparse
