@@ -124,6 +124,19 @@ def test_a_folder_without_an_export_is_refused_by_predict(tmp_path):
         predict.main([str(tmp_path), str(tmp_path / 'a.png')])
 
 
+def test_the_benchmark_prints_a_row_of_every_engine(exported, checkpoint, capsys, monkeypatch):
+    benchmark = load_tool('analysis_tools/benchmark_export.py')
+    monkeypatch.setenv('PYTHONPATH', str(REPOSITORY))
+    monkeypatch.setattr(benchmark, 'ENGINES', ('torch', 'onnxruntime'))
+    few = ['--boxes', '5', '--steps', '2', '--repetitions', '1', '--rounds', '1', '--threads', '1']
+    assert benchmark.main([SHAPES, str(checkpoint), str(exported), *few]) == 0
+    head, _, row = capsys.readouterr().out.strip().splitlines()
+    assert head == '| boxes | steps | torch, s | MiB | x torch | onnxruntime, s | MiB | x torch |'
+    boxes, steps, *values = (float(cell) for cell in row.strip('| ').split(' | '))
+    assert (boxes, steps, values[2]) == (5, 2, 1) and all(value > 0 for value in values)
+    assert values[4] < values[1]  # MiB: the run-time holds less than torch
+
+
 # The recorded model ---------------------------------------------------------------------------------------------------
 
 

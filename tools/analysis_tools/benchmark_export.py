@@ -3,14 +3,13 @@
 Example:
     python tools/analysis_tools/benchmark_export.py CONFIG CHECKPOINT EXPORTED
 
-Each row is measured in processes of their own, the engines in turn; memory is the most that such a process held. The
-picture is a made one of the size that the export resizes to.
+Each row is measured in processes of their own, the engines in turn; memory is the most that such a process held (on
+Linux). The picture is a made one of the size that the export resizes to.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -89,7 +88,13 @@ def measure_cell(args: argparse.Namespace) -> dict:
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
-    return dict(seconds=seconds, mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return dict(seconds=seconds, mib=most_memory())
+
+
+def most_memory() -> float:
+    """MiB that this process held at most; ``getrusage`` would count that of the program which started it."""
+    with open('/proc/self/status', encoding='ascii') as status:
+        return next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) / 1024
 
 
 def measure_in_processes(args: argparse.Namespace, argv: list[str], engine: str, boxes: int, steps: int) -> dict:
