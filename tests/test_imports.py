@@ -8,7 +8,7 @@ import pytest
 from mmdet_diffusion.testing import REPOSITORY
 
 PACKAGE = REPOSITORY / 'mmdet_diffusion'
-SHARED = {'structures', 'version', 'compat', 'annotation_categories'}
+SHARED = {'structures', 'version', 'compat', 'annotation_categories', 'annotation_faults'}
 TASK = {'diffusion', 'ops', 'task_modules'}
 PARTS = {'layers', 'roi_extractors', 'losses', 'post_processing', 'sampling_settings'}
 MAY_IMPORT = dict(
@@ -18,10 +18,12 @@ MAY_IMPORT = dict(
     detectors=TASK | PARTS | {'heads', 'half_precision'}, hooks=TASK | PARTS | {'heads', 'detectors'},
     testing={'structures'}, config_zoo=set(), host_memory=set(), installation=set(),
     input_checks={'hooks', 'half_precision'}, launch={'config_zoo', 'host_memory', 'input_checks'},
-    prediction={'input_checks'}, operator_count=set(), half_precision=set(), annotation_categories=set(),
+    prediction={'input_checks'}, operator_count=set(), half_precision=set(),
+    annotation_categories={'annotation_faults'}, annotation_faults=set(), loops=set(),
     optim={'half_precision'}, __main__=set(), deployment=TASK | PARTS | {'heads'},
     __init__={
-        'config_zoo', 'installation', 'detectors', 'heads', 'hooks', 'losses', 'optim', 'roi_extractors', 'task_modules'
+        'config_zoo', 'installation', 'detectors', 'heads', 'hooks', 'loops', 'losses', 'optim', 'roi_extractors',
+        'task_modules'
     })
 
 

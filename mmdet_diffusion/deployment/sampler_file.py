@@ -11,7 +11,8 @@ from torch import nn
 from diffusiondet_runtime.folder import SCHEMA_VERSION
 from diffusiondet_runtime.sampling import coefficients
 
-from ..heads import SamplingSettings
+from ..sampling_settings import SamplingSettings
+from ..task_modules import SignalBBoxCoder
 
 SIZE_DIVISOR = 32  # what the graphs' sizes are multiples of
 LISTED_STEPS = (1, 2, 4, 8)  # numbers of steps whose coefficients are written out
@@ -31,10 +32,16 @@ def sampler_content(config: Config, detector: nn.Module, classes: Sequence[str],
         dict: as JSON takes it; docs/deployment.md describes it.
 
     Raises:
-        ValueError: if the test pipeline has a transform that the run-time lacks.
+        ValueError: if the test pipeline has a transform, or the sampling a setting, that the run-time lacks.
     """
     head = detector.bbox_head
     settings, schedule = head.sampling_settings(), head.box_sampler.schedule
+    if not isinstance(head.box_sampler.coder, SignalBBoxCoder):
+        raise ValueError(f'box_sampler.coder is {type(head.box_sampler.coder).__name__}, a frame that the run-time '
+                         'does not know; models with signal_scale alone can be exported')
+    if settings.start_noise != 'random':
+        raise ValueError(f'test_cfg.start_noise is {settings.start_noise!r}, which the run-time cannot draw; export '
+                         'with --cfg-options model.test_cfg.start_noise=random')
     alpha_bar = schedule.alpha_bar.tolist()
     listed = sorted({*LISTED_STEPS, settings.sampling_timesteps})
     steps = {str(number): [step._asdict() for step in coefficients(alpha_bar, number, settings.eta)]
@@ -51,9 +58,10 @@ def sampler_content(config: Config, detector: nn.Module, classes: Sequence[str],
 
 
 def post_processing(settings: SamplingSettings) -> dict:
-    """What becomes of the detections of all steps."""
+    """What becomes of the detections of all steps. No threshold is one below every score; ``null`` is no limit."""
+    score_thr = -1.0 if settings.score_thr is None else settings.score_thr
     nms = None if settings.nms is None else dict(settings.nms)
-    return dict(score_thr=settings.score_thr, nms=nms, max_per_img=settings.max_per_img,
+    return dict(score_thr=score_thr, nms=nms, max_per_img=settings.best.stop,
                 min_bbox_size=settings.min_bbox_size)
 
 

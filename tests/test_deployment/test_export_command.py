@@ -14,11 +14,13 @@ from mmengine.config import Config
 from PIL import Image
 
 from diffusiondet_runtime import OnnxDetector
+from diffusiondet_runtime.post_processing import Detections, finish
 from mmdet_diffusion import config_path
 from mmdet_diffusion.deployment import parity_check
 from mmdet_diffusion.deployment.onnx_export import write_export
-from mmdet_diffusion.deployment.sampler_file import sampler_content
-from mmdet_diffusion.testing import REPOSITORY, build_detector, load_tool
+from mmdet_diffusion.deployment.sampler_file import post_processing, sampler_content
+from mmdet_diffusion.sampling_settings import SamplingSettings
+from mmdet_diffusion.testing import REPOSITORY, build_detector, load_tool, small_model_cfg
 
 SHAPES = config_path('diffusiondet_r18_fpn_1xb4-4k_shapes')
 export = load_tool('deployment/export.py')
@@ -166,3 +168,23 @@ def test_the_recorded_model_gives_its_recorded_detections_from_the_image_on(tmp_
                    and np.abs(bboxes[index] - box).max() < 0.2]
         assert fitting, (label, score, box)
         left.remove(fitting[0])
+
+
+def test_no_limit_and_no_threshold_are_those_of_mmdet():
+    written = post_processing(SamplingSettings(num_proposals=5, score_thr=None, max_per_img=-1, nms=None))
+    scores = np.linspace(0.5, 0, 400, dtype=np.float32)
+    found = Detections(np.tile(np.float32([0, 0, 9, 9]), (400, 1)), scores, np.zeros(400, dtype=np.int64))
+    assert len(finish(found, written, (10, 10), (1.0, 1.0)).scores) == 400
+
+
+@pytest.mark.parametrize(('part', 'words'), [
+    (dict(coder=dict(type='SizeBBoxCoder', log_scale=(-1.0, 1.0), log_aspect=(0.0, 1.0))), 'SizeBBoxCoder'),
+    (dict(start_noise='even'), 'start_noise.*even')])
+def test_sampling_that_the_run_time_lacks_is_named(part, words):
+    model_cfg = small_model_cfg()
+    if 'coder' in part:
+        model_cfg.bbox_head.box_sampler.update(part, signal_scale=None)
+    else:
+        model_cfg.test_cfg.update(part)
+    with pytest.raises(ValueError, match=words):
+        sampler_content(Config(), build_detector(model_cfg), ['a'], dict(name='', sha256=''))
