@@ -86,8 +86,11 @@ class OnnxDetector:
         found = [[best_pairs(*pair) for pair in zip(step.logits, step.bboxes, strict=True)] for step in walk]
         settings = self.sampler['post_processing']
         settings = dict(settings, score_thr=max(score_thr, settings['score_thr']))
-        return [finish(merge_steps(list(of_image), self.sampler['sampling']['ensemble']), settings, one.size, one.scale)
-                for of_image, one in zip(zip(*found, strict=True), prepared, strict=True)]
+        ensemble = self.sampler['sampling']['ensemble']
+        found = [finish(merge_steps(list(of_image), ensemble), settings, one.size, one.scale)
+                 for of_image, one in zip(zip(*found, strict=True), prepared, strict=True)]
+        # Once more: soft suppression lowers scores.
+        return [Detections(*(values[one.scores > np.float32(score_thr)] for values in one)) for one in found]
 
     def steps(self, image: Picture, *, steps: int | None = None, boxes: int | None = None, seed: int = 0,
               name: str | None = None, noise: np.ndarray | None = None) -> Iterator[SamplingStep]:

@@ -73,7 +73,7 @@ class OpenVINOEngine:
 
         def load(name: str):
             try:
-                return core.compile_model(core.read_model(str(folder / name)), 'CPU', config).create_infer_request()
+                return core.compile_model(core.read_model(str(folder / name)), 'CPU', config)
             except Exception as error:
                 raise ExportError(_cannot_load('OpenVINO', folder / name, error)) from error
 
@@ -88,9 +88,9 @@ class OpenVINOEngine:
         return self._run(self._refine, [*levels, bboxes, t])
 
     @staticmethod
-    def _run(request, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        try:
-            return [np.array(output) for output in request.infer(inputs).values()]
+    def _run(model, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        try:  # a request of its own, since threads would write into one another's
+            return [np.array(output) for output in model.create_infer_request().infer(inputs).values()]
         except Exception as error:
             raise ExportError(_cannot_run('OpenVINO', inputs, error)) from error
 

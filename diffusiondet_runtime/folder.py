@@ -28,8 +28,11 @@ class ExportedFolder(NamedTuple):
 
 def sha256(path: str | os.PathLike) -> str:
     """Hash of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
     with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def is_exported_folder(path: str | os.PathLike) -> bool:

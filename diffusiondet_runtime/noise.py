@@ -78,7 +78,7 @@ def _of_blocks(uniform: np.ndarray) -> np.ndarray:
 
 def image_seed(seed: int, name: str) -> int:
     """Seed of a picture's generator, of 63 bits: a hash of ``seed`` and the picture's name."""
-    digest = hashlib.blake2b(f'{seed}:{name}'.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f'{seed}:{name}'.encode('utf-8', 'surrogateescape'), digest_size=8).digest()
     return int.from_bytes(digest, 'big') >> 1
 
 

@@ -45,12 +45,13 @@ def read_picture(source: str | os.PathLike | Image.Image | np.ndarray) -> np.nda
             raise ExportError(f'a picture given as an array must be uint8 RGB of shape (h, w, 3), got {source.dtype} '
                               f'of shape {source.shape}')
         picture = source
-    elif isinstance(source, Image.Image):
-        picture = _as_rgb(source)
     else:
         try:
-            with Image.open(Path(source)) as image:
-                picture = _as_rgb(image)
+            if isinstance(source, Image.Image):
+                picture = _as_rgb(source)
+            else:
+                with Image.open(Path(source)) as image:
+                    picture = _as_rgb(image)
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise ExportError(f'{source} cannot be read as a picture ({first_line(error)})') from error
     if 0 in picture.shape:
@@ -60,6 +61,10 @@ def read_picture(source: str | os.PathLike | Image.Image | np.ndarray) -> np.nda
 
 def _as_rgb(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
+    if image.mode in ('I', 'F'):
+        raise ValueError(f"its values are of Pillow's mode {image.mode}, which has no white; save it in 8 or 16 bits")
+    if image.mode.startswith('I;16'):
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode == 'LA':
         canvas, layer = Image.new('RGB', image.size, CANVAS), image.convert('RGBA')
         canvas.paste(layer, mask=layer.split()[3])

@@ -52,7 +52,7 @@ def _faults(content: object) -> Iterator[str]:
 
 def _entry_faults(entry: dict, section: str, place: str) -> Iterator[str]:
     for key in IDS[section]:
-        if key in entry and (not isinstance(entry[key], (int, str)) or isinstance(entry[key], bool)):
+        if key in entry and not _is_id(entry[key]):
             yield f'{place} has the {key} {_shown(entry[key])}; expected a whole number'
             return
     for key in NUMBERS[section]:
@@ -64,6 +64,12 @@ def _entry_faults(entry: dict, section: str, place: str) -> Iterator[str]:
     bbox = entry.get('bbox', [0, 0, 0, 0])
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         yield f'{place} has the bbox {_shown(bbox)}; expected four numbers: x, y, width, height'
+
+
+def _is_id(value: object) -> bool:
+    if isinstance(value, float):
+        return value.is_integer()  # as spreadsheets write them
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:

@@ -62,7 +62,10 @@ def refuse_missing_last_checkpoint(work_dir: Path) -> None:
     if not note.is_file():
         return
     try:
-        refuse_missing_checkpoint(note.read_text().strip(), f'which {note} names')
+        last = note.read_text().strip()
+        if os.path.isdir(last):  # of a training in shards
+            return
+        refuse_missing_checkpoint(last, f'which {note} names')
     except (SystemExit, UnicodeDecodeError) as error:
         others = ', '.join(sorted(map(str, work_dir.glob('*.pth')))) or 'none'
         raise SystemExit(f'{error}; checkpoints in {work_dir}: {others}. Give a whole one as --resume CHECKPOINT, or '
@@ -202,7 +205,9 @@ def refuse_unreadable_checkpoint(error: Exception, checkpoint: str) -> None:
     Raises:
         SystemExit: names it and the reason.
     """
-    if not any(frame.name == 'load_or_resume' for frame in traceback.extract_tb(error.__traceback__)):
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or not any(
+            frame.name == 'load_or_resume' for frame in frames):
         return
     if isinstance(error, pickle.UnpicklingError):  # torch's own words recommend to run whatever code is in the file
         reason = 'is no checkpoint, or asks for more than tensors and is not trusted'
@@ -231,7 +236,9 @@ def refuse_faulty_annotations(error: Exception, config: Config, parts: Sequence[
     wanted = [paths for loader in loaders if loader for paths in datasets(loader.dataset, '')]
     for dataset, _ in wanted:
         for kind, path, _ in dataset_paths(dataset, ''):
-            fault = annotation_file_fault(path) if kind == 'annotation file' and '://' not in path else None
+            if kind != 'annotation file' or '://' in path or not path.endswith('.json'):
+                continue
+            fault = annotation_file_fault(path)
             if fault is not None:
                 raise SystemExit(fault) from error
 

@@ -76,8 +76,9 @@ def explain(error: Exception, name: str, args: list[str]) -> None:
     known = parse_known(args)
     config = read_config(known.config, known.cfg_options)
     given = known.checkpoint if name == 'test.py' else known.resume
-    refuse_unreadable_checkpoint(error, config.get('load_from') or 'the last checkpoint' if given in (None, 'auto')
-                                 else given)
+    if given == 'auto':
+        given = 'the last checkpoint'
+    refuse_unreadable_checkpoint(error, given or config.get('load_from') or 'the checkpoint')
     refuse_faulty_annotations(error, config, PARTS[name])
 
 
@@ -95,8 +96,21 @@ def checked_arguments(name: str, args: list[str]) -> list[str]:
     args = with_path_at(args, None if config is None else args.index(config))
     refuse_missing_config(parse_known(args).config)
     refuse_unwritable_work_dir(args)
+    args = without_vain_resume(args)
     refuse_missing_inputs(name, args)
     return with_launcher(with_tta_model(args))
+
+
+def without_vain_resume(args: list[str]) -> list[str]:
+    """Leave out a bare ``--resume`` where there is nothing to resume from: with it mmdet would forget ``load_from``."""
+    if parse_known(args).resume != 'auto':
+        return args
+    work_dir = _work_dir(args)[0]
+    if work_dir is None or (work_dir / 'last_checkpoint').exists():
+        return args
+    place = next(index for index, arg in enumerate(args) if arg.partition('=')[0] == '--resume')
+    following = args[place + 1:]
+    return [*args[:place], *(following[1:] if following[:1] == ['auto'] else following)]
 
 
 def refuse_unwritable_work_dir(args: list[str]) -> None:

@@ -12,12 +12,20 @@ from torch import nn
 
 from mmdet_diffusion import config_path, half_precision, list_configs
 from mmdet_diffusion.input_checks import (
+    refuse_faulty_annotations,
     refuse_foreign_checkpoint,
     refuse_missing_checkpoint,
     refuse_missing_data,
     refuse_missing_device,
+    refuse_missing_last_checkpoint,
 )
-from mmdet_diffusion.launch import checked_arguments, parse_cfg_options, refuse_missing_inputs, with_launcher
+from mmdet_diffusion.launch import (
+    checked_arguments,
+    parse_cfg_options,
+    refuse_missing_inputs,
+    with_launcher,
+    without_vain_resume,
+)
 from mmdet_diffusion.testing import REPOSITORY
 
 SHAPES = 'diffusiondet_r18_fpn_1xb4-4k_shapes'
@@ -228,3 +236,30 @@ def test_processes_of_torchrun_train_together(monkeypatch, processes, args, adde
         monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
         monkeypatch.setenv('WORLD_SIZE', processes)
     assert with_launcher([CONFIG, *args]) == [CONFIG, *args, *added]
+
+
+@pytest.mark.parametrize('resume', [['--resume'], ['--resume', 'auto'], ['--resume=auto']])
+def test_without_a_checkpoint_to_resume_from_the_training_starts_as_without_resume(tmp_path, resume):
+    args = ['mine.py', *resume, '--work-dir', str(tmp_path)]
+    assert without_vain_resume(args) == ['mine.py', '--work-dir', str(tmp_path)]
+    (tmp_path / 'last_checkpoint').write_text('somewhere.pth')
+    assert without_vain_resume(args) == args
+    assert without_vain_resume(['mine.py', '--resume', 'a.pth']) == ['mine.py', '--resume', 'a.pth']
+
+
+def test_a_training_in_shards_is_resumed_from_its_folder(tmp_path):
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path))
+    refuse_missing_last_checkpoint(tmp_path)
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'gone'))
+    with pytest.raises(SystemExit, match='gone'):
+        refuse_missing_last_checkpoint(tmp_path)
+
+
+def test_an_error_of_data_that_are_not_json_is_not_laid_to_their_file(tmp_path):
+    (tmp_path / 'annotation.odgt').write_text('{"ID": 1}\n{"ID": 2}\n')
+    config = Config(dict(train_dataloader=dict(dataset=dict(
+        type='CrowdHumanDataset', ann_file=str(tmp_path / 'annotation.odgt')))))
+    try:
+        exec(compile('raise AttributeError("theirs")', '/mmdet/datasets/crowdhuman.py', 'exec'))
+    except AttributeError as error:
+        refuse_faulty_annotations(error, config, ['train_dataloader'])  # does not say that it is no JSON

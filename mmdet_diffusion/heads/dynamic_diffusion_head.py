@@ -132,10 +132,9 @@ class DynamicDiffusionHead(BaseModule):
         Returns:
             dict[str, Tensor]: see :class:`DiffusionDetCriterion`.
         """
-        num_groups, num_start_groups = self.training_settings
+        num_groups = self.training_settings.num_groups
         objects = repeat_objects(pad_objects(batch_data_samples, self.num_classes), num_groups)
-        draws = self.box_sampler.draw_training(objects, self.num_proposals, num_groups=num_groups,
-                                               num_start_groups=num_start_groups)
+        draws = self.box_sampler.draw_training(objects, self.num_proposals, num_groups=num_groups)
         bboxes = self.box_sampler.noisy_boxes(objects, draws)
         box_features = _of_groups(self.roi_extractor(feats), num_groups)
         try:

@@ -13,13 +13,11 @@ class TrainingSettings(NamedTuple):
     their own, so each is a full training sample of the head for the price of the head.
 
     Attributes:
-        num_groups (int): G, draws an image and training step. 1: the paper's training.
-        num_start_groups (int): how many of them are drawn at the last diffusion step, from which sampling starts; the
-            steps of the others are spread evenly, one in each part of the range.
+        num_groups (int): G, draws an image and training step; their diffusion steps are spread evenly, one in each G-th
+            of the range. 1: the paper's training.
     """
 
     num_groups: int = 1
-    num_start_groups: int = 0
 
     @classmethod
     def from_cfg(cls, train_cfg: OptConfigType) -> 'TrainingSettings':
@@ -39,11 +37,7 @@ class TrainingSettings(NamedTuple):
         if unknown:
             raise ValueError(f'unknown key in train_cfg: {", ".join(unknown)}; there are {", ".join(cls._fields)}')
         settings = cls(**values)
-        for key, least in dict(num_groups=1, num_start_groups=0).items():
-            value = getattr(settings, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f'train_cfg.{key} must be an integer of at least {least}, got {value!r}')
-        if settings.num_start_groups > settings.num_groups:
-            raise ValueError(f'train_cfg.num_start_groups ({settings.num_start_groups}) counts some of '
-                             f'train_cfg.num_groups ({settings.num_groups}) and cannot be more')
+        value = settings.num_groups
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f'train_cfg.num_groups must be an integer of at least 1, got {value!r}')
         return settings

@@ -53,7 +53,7 @@ class DiffusionBoxSampler(nn.Module):
     # Training ---------------------------------------------------------------------------------------------------------
 
     def draw_training(self, objects: PaddedObjects, num_proposals: int, generator: torch.Generator | None = None,
-                      num_groups: int = 1, num_start_groups: int = 0) -> TrainingDraws:
+                      num_groups: int = 1) -> TrainingDraws:
         """Draw what :meth:`noisy_boxes` needs.
 
         Args:
@@ -62,7 +62,6 @@ class DiffusionBoxSampler(nn.Module):
             generator (torch.Generator, optional): source of all draws, on the objects' device. None: the global ones.
             num_groups (int): G, rows of ``objects`` in a row that are of one image. Their steps are spread evenly: one
                 in each G-th of the range, every step as likely as any other over all of them.
-            num_start_groups (int): how many of them, the last ones, are at the last step instead.
 
         Returns:
             TrainingDraws: see there.
@@ -75,17 +74,15 @@ class DiffusionBoxSampler(nn.Module):
                                   device='cpu' if generator is None else generator.device)
         timesteps = timesteps.to(torch.device('cpu'))  # from a GPU's generator at the price of a wait
         return TrainingDraws(
-            timesteps=self._spread(timesteps.view(-1, num_groups), num_start_groups).flatten(),
+            timesteps=self._spread(timesteps.view(-1, num_groups)).flatten(),
             noise=torch.randn(shape, device=device, generator=generator),
             padding=draw_padding(shape, device=device, generator=generator),
             order=torch.rand((num_images, max_objects), device=device, generator=generator))
 
-    def _spread(self, timesteps: Tensor, num_start_groups: int) -> Tensor:
-        """Uniform steps, shape (B, G), to one in each part of the range, then the last step; the same shape."""
-        num_spread = timesteps.size(1) - num_start_groups
-        part = torch.arange(timesteps.size(1))
-        spread = (timesteps + part * self.num_train_timesteps) // max(num_spread, 1)
-        return torch.where(part < num_spread, spread, self.num_train_timesteps - 1)
+    def _spread(self, timesteps: Tensor) -> Tensor:
+        """Uniform steps, shape (B, G), to one in each G-th of the range, the same shape."""
+        num_groups = timesteps.size(1)
+        return (timesteps + torch.arange(num_groups) * self.num_train_timesteps) // num_groups
 
     def noisy_boxes(self, objects: PaddedObjects, draws: TrainingDraws) -> Tensor:
         """Boxes that the head is trained on: padded objects after ``timesteps`` steps of noise (Alg. 1).

@@ -75,8 +75,10 @@ class SizeBBoxCoder(nn.Module):
         for name in ('log_scale', 'log_aspect'):
             trained = state_dict.get(f'{prefix}trained_{name}')
             ours = getattr(self, name)
-            # As near as half-precision weights keep them.
-            if trained is not None and not torch.allclose(trained.float().cpu(), torch.tensor(ours), 2e-3, 1e-4):
+            if trained is None:
+                continue
+            # Weights in half precision keep them rounded.
+            if not torch.allclose(trained.float().cpu(), torch.tensor(ours).to(trained.dtype).float(), atol=1e-4):
                 raise ValueError(f'the checkpoint was trained with box_sampler.coder.{name}={_rounded(trained)}, but '
                                  f'the config has {ours}: set it to the former')
         super()._load_from_state_dict(state_dict, prefix, *args)

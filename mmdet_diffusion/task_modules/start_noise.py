@@ -41,5 +41,5 @@ def _image_seed(seed: int, img_meta: dict) -> int:
     name = img_meta.get('img_id')
     if name is None:
         name = img_meta.get('img_path') or ''
-    digest = hashlib.blake2b(f'{seed}:{name}'.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f'{seed}:{name}'.encode('utf-8', 'surrogateescape'), digest_size=8).digest()
     return int.from_bytes(digest, 'big') >> 1  # manual_seed takes 63 bits on every platform

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from diffusiondet_runtime import ExportError
-from diffusiondet_runtime.noise import TorchGenerator, given_noise, image_noise
+from diffusiondet_runtime.noise import TorchGenerator, given_noise, image_noise, image_seed
 from mmdet_diffusion import task_modules
+from mmdet_diffusion.task_modules.start_noise import _image_seed
 
 LAST_DIGIT = 5e-7  # of the logarithm and the cosine
 
@@ -38,3 +39,8 @@ def test_given_noise_is_handed_out_in_its_order_and_refused_in_another_form():
         draw(5)
     with pytest.raises(ExportError, match=r'^noise must have the shape \(draws, pictures, 6, 4\), got \(2, 3, 5, 4\)$'):
         given_noise(noise, 6)
+
+
+def test_a_name_that_is_no_utf_8_has_a_seed_on_both_sides():
+    name = b'caf\xe9.png'.decode('utf-8', 'surrogateescape')
+    assert image_seed(3, name) == _image_seed(3, dict(img_path=name))

@@ -171,6 +171,25 @@ def test_pictures_of_any_form_are_read_as_mmcv_reads_them_with_pillow(tmp_path, 
     assert (pictures.read_picture(path) == expected).all()
 
 
+def test_a_picture_of_16_bits_is_read_as_opencv_reads_it(tmp_path):
+    deep = (np.arange(60 * 70, dtype=np.uint16) * 15).reshape(60, 70)
+    Image.fromarray(deep).save(tmp_path / 'a.png')
+    assert (pictures.read_picture(tmp_path / 'a.png') == cv2.imread(str(tmp_path / 'a.png'))).all()
+
+
+@pytest.mark.parametrize('mode', ['I', 'F'])
+def test_a_picture_without_a_white_is_refused(mode):
+    with pytest.raises(ExportError, match=f'mode {mode}, which has no white'):
+        pictures.read_picture(Image.new(mode, (5, 5)))
+
+
+def test_a_picture_whose_end_is_missing_is_refused_when_it_is_open_already(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / 'a.jpg')
+    (tmp_path / 'b.jpg').write_bytes((tmp_path / 'a.jpg').read_bytes()[:700])
+    with Image.open(tmp_path / 'b.jpg') as image, pytest.raises(ExportError, match='cannot be read'):
+        pictures.read_picture(image)
+
+
 def test_a_turned_photograph_is_turned_back(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn

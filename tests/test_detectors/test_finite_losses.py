@@ -29,6 +29,18 @@ def test_a_loss_that_is_not_finite_names_itself_and_the_images(value):
         refuse_infinite_losses(losses, samples('a.jpg', 'b.jpg'))
 
 
+def test_losses_of_each_level_are_looked_at_too():
+    refuse_infinite_losses(dict(loss_cls=[torch.ones(()), torch.ones(3)]), samples('a.jpg'))
+    with pytest.raises(FloatingPointError, match='loss_cls .nan'):
+        refuse_infinite_losses(dict(loss_cls=[torch.ones(()), torch.tensor([1.0, float('nan')])]), samples('a.jpg'))
+
+
+def test_a_loss_of_another_process_stops_this_one_too(monkeypatch):
+    monkeypatch.setattr('mmdet_diffusion.detectors.finite_losses.all_reduce', lambda flag, op: flag.fill_(1))
+    with pytest.raises(FloatingPointError, match='another process'):
+        refuse_infinite_losses(dict(loss_cls=torch.ones(())), samples('a.jpg'))
+
+
 def test_a_model_that_diverges_stops_with_the_names_and_keeps_its_weights():
     model = build_detector(small_model_cfg()).train()
     images = torch.full((2, 3, 64, 96), 7.0)

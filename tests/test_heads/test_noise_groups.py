@@ -27,10 +27,10 @@ def make_samples(counts):
                         torch.arange(count) % 3, SHAPE, img_id=index) for index, count in enumerate(counts)]
 
 
-def timesteps_of(num_images, num_groups, num_start_groups=0, seed=0):
+def timesteps_of(num_images, num_groups, seed=0):
     objects = repeat_objects(pad_objects(make_samples([2] * num_images), 3), num_groups)
     draws = DiffusionBoxSampler(num_train_timesteps=100).draw_training(
-        objects, 5, torch.Generator().manual_seed(seed), num_groups, num_start_groups)
+        objects, 5, torch.Generator().manual_seed(seed), num_groups)
     return draws.timesteps.view(num_images, num_groups)
 
 
@@ -80,14 +80,6 @@ def test_one_group_draws_the_steps_of_the_paper():
     assert torch.equal(timesteps_of(6, 1, seed=3).flatten(), expected)
 
 
-@pytest.mark.parametrize(('num_groups', 'num_start_groups'), [(3, 1), (2, 2), (1, 1)])
-def test_start_groups_are_at_the_last_step_and_the_others_share_the_range(num_groups, num_start_groups):
-    steps = timesteps_of(100, num_groups, num_start_groups)
-    assert (steps[:, num_groups - num_start_groups:] == 99).all()
-    others = steps[:, :num_groups - num_start_groups]
-    assert others.numel() == 0 or (others.min() < 5 and others.max() > 94)
-
-
 def test_the_backbone_sees_an_image_once(monkeypatch):
     model = grouped_detector(num_groups=3)
     seen = []
@@ -102,8 +94,6 @@ def test_the_backbone_sees_an_image_once(monkeypatch):
     (dict(num_groups=0), ['num_groups', '0', 'at least 1']),
     (dict(num_groups=True), ['num_groups', 'True']),
     (dict(num_groups=2.0), ['num_groups', '2.0']),
-    (dict(num_start_groups=-1), ['num_start_groups', '-1']),
-    (dict(num_groups=2, num_start_groups=3), ['num_start_groups', '3', 'num_groups', '2']),
     (dict(assigner=dict(type='HungarianAssigner')), ['assigner', 'num_groups']),
 ])
 def test_a_wrong_train_cfg_is_named_when_the_model_is_built(train_cfg, words):

@@ -103,10 +103,12 @@ def test_the_frame_of_the_paper_keeps_nothing_in_a_checkpoint():
     assert not [name for name in build_detector(small_model_cfg()).state_dict() if 'box_sampler' in name]
 
 
-def test_half_precision_weights_keep_the_frame():
-    cfg = small_model_cfg()
-    cfg.bbox_head.box_sampler = sampler_cfg()
-    trained = build_detector(cfg).half().state_dict()
-    model = build_detector(cfg)
-    model.load_state_dict(trained)
-    assert model.bbox_head.box_sampler.coder.log_scale == SIZES['log_scale']
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_weights_keep_the_frame(dtype):
+    sizes = dict(log_scale=(-1.727, 0.329), log_aspect=(-0.12, 0.095))
+    trained = SizeBBoxCoder(**sizes).to(dtype).state_dict()
+    coder = SizeBBoxCoder(**sizes)
+    coder.load_state_dict(trained)
+    assert coder.log_scale == sizes['log_scale']
+    with pytest.raises(ValueError, match='log_aspect'):
+        SizeBBoxCoder(**(sizes | dict(log_aspect=(-0.12, 0.105)))).load_state_dict(trained)

@@ -8,7 +8,6 @@ Examples:
 
 import mmdet_diffusion  # noqa: F401  isort: skip  first: it makes the operators of mmcv available
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from torch import Tensor
 
+from diffusiondet_runtime.folder import sha256
 from mmdet_diffusion.config_zoo import resolve_config
 
 DATASETS = {80: CocoDataset, 1203: LVISV1Dataset}
@@ -96,9 +96,7 @@ def make_meta(source: Path, sizes: ModelSizes) -> dict:
         dict: ``dataset_meta`` with the class names, where the number of classes is that of COCO or LVIS;
         ``suggested_configs``; the source's name and SHA-256.
     """
-    with source.open('rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    meta = dict(suggested_configs=suggested_configs(sizes), source=source.name, source_sha256=digest)
+    meta = dict(suggested_configs=suggested_configs(sizes), source=source.name, source_sha256=sha256(source))
     dataset = DATASETS.get(sizes.stage['num_classes'])
     if dataset is not None:
         meta['dataset_meta'] = dict(dataset.METAINFO)
