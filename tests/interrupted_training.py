@@ -12,6 +12,7 @@ from mmdet_diffusion.testing import REPOSITORY
 
 CONFIG = 'configs/diffusiondet/diffusiondet_r18_fpn_1xb4-4k_shapes.py'
 TORCHRUN = ['-m', 'torch.distributed.run']
+ITERATIONS = 7
 
 # END_AT, of the environment, says where a process ends itself by SIGKILL: {"iteration": 3, "rank": 1}, after that
 # iteration, or {"file": "iter_4.pth", "time": 1}, when half of the content has been written to it for that time. With
@@ -157,3 +158,18 @@ def differing_state(checkpoint: Path, other: Path) -> list[str]:
     return different + [f'optimizer.{number}.{name}' for number, states in one['optimizer']['state'].items()
                         for name, value in states.items()
                         if not torch.equal(value, two['optimizer']['state'][number][name])]
+
+
+def command(shapes, folder, *extra, num_workers=0, launch=(), resume=False):
+    options = [*shapes_options(shapes, num_workers=num_workers), f'train_cfg.max_iters={ITERATIONS}', *extra]
+    if launch:
+        options += distributed_options()
+    return train_command(folder, *(['--resume'] if resume else []), '--cfg-options', *options, launch=launch)
+
+
+def assert_equal_runs(folder, whole, ranks=(0, )):
+    for rank in ranks:
+        assert sorted(record(whole, rank)) == list(range(ITERATIONS))
+        assert record(folder, rank) == record(whole, rank)
+    last = f'iter_{ITERATIONS}.pth'
+    assert not differing_state(folder / last, whole / last)
