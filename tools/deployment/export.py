@@ -108,7 +108,8 @@ def name_for_failed(out: Path) -> Path:
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
     args = parse_args(argv)
-    args.out = args.out.resolve()
+    if not args.out.name:  # the present folder
+        args.out = args.out.resolve()
     os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')  # the tracer warns of each operator that it does not know
     from diffusiondet_runtime import ExportError
 
