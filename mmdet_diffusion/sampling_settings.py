@@ -1,5 +1,6 @@
 """``test_cfg`` of the head, checked: the dial of one trained model (arXiv:2211.09788, Sec. 4.2, once for all)."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -58,10 +59,7 @@ class SamplingSettings(NamedTuple):
         Raises:
             ValueError: if a key is unknown or a value out of range; names the key, the value and what is allowed.
         """
-        values = dict(test_cfg or {})
-        unknown = sorted(set(values) - set(cls._fields))
-        if unknown:
-            raise ValueError(f'unknown key in test_cfg: {", ".join(unknown)}; there are {", ".join(cls._fields)}')
+        values = known_values(test_cfg, cls._fields, 'test_cfg')
         if values.get('num_proposals') is None:
             values['num_proposals'] = num_proposals
         settings = cls(**values)
@@ -101,6 +99,24 @@ class SamplingSettings(NamedTuple):
         require(self.seed is None or isinstance(self.seed, int), 'seed', self.seed, 'an integer or None')
         require(self.nms is None or _is_nms(self.nms), 'nms', self.nms,
                  "None or a dict such as dict(type='nms', iou_threshold=0.5); types: nms, soft_nms")
+
+
+def known_values(cfg: OptConfigType, keys: Sequence[str], origin: str) -> dict:
+    """The content of a part of a config; empty where there is none.
+
+    Args:
+        cfg (OptConfigType): the part.
+        keys (Sequence[str]): that it may have.
+        origin (str): its name, for the message.
+
+    Raises:
+        ValueError: if it has another key.
+    """
+    values = dict(cfg or {})
+    unknown = sorted(set(values) - set(keys))
+    if unknown:
+        raise ValueError(f'unknown key in {origin}: {", ".join(unknown)}; there are {", ".join(keys)}')
+    return values
 
 
 def _is_number(value: object) -> bool:

@@ -9,7 +9,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from ..post_processing import suppress
-from ..sampling_settings import SamplingSettings
+from ..sampling_settings import SamplingSettings, known_values
 from ..structures import Detections
 
 
@@ -36,10 +36,7 @@ class DiffusionDetTTAModel(DetTTAModel):
 
     def merging_settings(self) -> SamplingSettings:
         """The present ``test_cfg`` of the model with what ``tta_cfg`` says otherwise, checked."""
-        own = dict(self.tta_cfg or {})
-        unknown = sorted(set(own) - {'nms', 'max_per_img'})
-        if unknown:
-            raise ValueError(f'unknown key in tta_cfg: {", ".join(unknown)}; there are nms, max_per_img')
+        own = known_values(self.tta_cfg, ('nms', 'max_per_img'), 'tta_cfg')
         settings = self.module.bbox_head.sampling_settings()._replace(**own)
         settings.check('tta_cfg')
         return settings

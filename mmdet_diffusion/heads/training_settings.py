@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from mmdet.utils import OptConfigType
 
+from ..sampling_settings import known_values
+
 
 class TrainingSettings(NamedTuple):
     """How a training batch is drawn.
@@ -32,11 +34,7 @@ class TrainingSettings(NamedTuple):
         Raises:
             ValueError: if a key is unknown or a value out of range; names the key, the value and what is allowed.
         """
-        values = dict(train_cfg or {})
-        unknown = sorted(set(values) - set(cls._fields))
-        if unknown:
-            raise ValueError(f'unknown key in train_cfg: {", ".join(unknown)}; there are {", ".join(cls._fields)}')
-        settings = cls(**values)
+        settings = cls(**known_values(train_cfg, cls._fields, 'train_cfg'))
         value = settings.num_groups
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f'train_cfg.num_groups must be an integer of at least 1, got {value!r}')

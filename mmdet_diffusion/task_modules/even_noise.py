@@ -1,11 +1,12 @@
 """Normal noise that covers its range evenly: randomly shifted Sobol points (Cranley and Patterson 1976)."""
 
-import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
+
+from .normal_law import probability, quantile
 
 SMALLEST = 1e-6  # probability; the normal quantile of 0 is infinite
 
@@ -22,9 +23,8 @@ def even_noise(shift: Tensor, num_boxes: int) -> Tensor:
     Returns:
         Tensor: float32, shape (B, N, 4).
     """
-    uniform = (1 + torch.erf(shift / math.sqrt(2))) / 2
-    points = (_sobol_points(num_boxes, shift.device) + uniform) % 1
-    return math.sqrt(2) * torch.erfinv(2 * points.clamp(SMALLEST, 1 - SMALLEST) - 1)
+    points = (_sobol_points(num_boxes, shift.device) + probability(shift)) % 1
+    return quantile(points.clamp(SMALLEST, 1 - SMALLEST))
 
 
 @lru_cache(maxsize=8)

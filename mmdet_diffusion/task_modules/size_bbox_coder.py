@@ -3,7 +3,7 @@
 With the frame of the paper (:class:`SignalBBoxCoder`) noise is boxes of half the image, whatever the data: few of them
 meet a small object. Here each of four values is standard normal over the data set, as the noise is:
 
-- centres, taken as even over the image: ``sqrt(2) erfinv(2 c - 1)``, the normal quantile of c in [0, 1];
+- centres, taken as even over the image: the normal quantile of c in [0, 1];
 - sizes, taken as log-normal: log of sqrt(w h) and log of sqrt(w / h), less their mean, by their deviation.
 """
 
@@ -14,6 +14,8 @@ import torch
 from mmdet.registry import TASK_UTILS
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from torch import Tensor, nn
+
+from .normal_law import probability, quantile
 
 LIMIT = 4.0  # deviations; one object in 30,000 lies outside
 SMALLEST = 1e-6  # of the image; a box without area has no log
@@ -44,7 +46,7 @@ class SizeBBoxCoder(nn.Module):
 
     def normalized_to_signal(self, cxcywh: Tensor) -> Tensor:
         """Normalised cxcywh, shape (..., 4), to the signal frame, clamped."""
-        centres = math.sqrt(2) * torch.erfinv((2 * cxcywh[..., :2] - 1).clamp(-1, 1))
+        centres = quantile(cxcywh[..., :2].clamp(0, 1))
         log_width, log_height = cxcywh[..., 2:].clamp(min=SMALLEST).log().unbind(-1)
         scale = _standardise((log_width + log_height) / 2, *self.log_scale)
         aspect = _standardise((log_width - log_height) / 2, *self.log_aspect)
@@ -53,7 +55,7 @@ class SizeBBoxCoder(nn.Module):
     def signal_to_normalized(self, signal: Tensor) -> Tensor:
         """Signal, clamped first, to normalised cxcywh, shape (..., 4)."""
         signal = self.clamp(signal)
-        centres = (1 + torch.erf(signal[..., :2] / math.sqrt(2))) / 2
+        centres = probability(signal[..., :2])
         scale = signal[..., 2] * self.log_scale[1] + self.log_scale[0]
         aspect = signal[..., 3] * self.log_aspect[1] + self.log_aspect[0]
         return torch.cat([centres, torch.stack([scale + aspect, scale - aspect], dim=-1).exp()], dim=-1)

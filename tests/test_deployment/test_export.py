@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from exports import CLASSES, config_of_tests, export, small_detector
+from golden_recordings import one_thread  # noqa: F401  acts by being here
 from PIL import Image
 
 from diffusiondet_runtime import ExportError, OnnxDetector, engines
@@ -27,14 +28,6 @@ from mmdet_diffusion.deployment.sampler_file import input_rule
 from mmdet_diffusion.testing import REPOSITORY
 
 LOGITS, PIXELS = 1e-3, 0.05
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')
