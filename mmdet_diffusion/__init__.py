@@ -12,6 +12,7 @@ compat.warn_of_untested_mmdet()
 compat.refuse_second_diffusiondet()
 
 from . import (  # noqa: E402
+    backbones,
     config_zoo,
     detectors,
     heads,
@@ -28,6 +29,6 @@ from .version import __version__  # noqa: E402
 compat.mend_stack(config_zoo.config_folder)
 
 __all__ = [
-    '__version__', 'config_path', 'detectors', 'heads', 'hooks', 'list_configs', 'loops', 'losses', 'optim',
-    'roi_extractors', 'task_modules'
+    '__version__', 'backbones', 'config_path', 'detectors', 'heads', 'hooks', 'list_configs', 'loops', 'losses',
+    'optim', 'roi_extractors', 'task_modules'
 ]

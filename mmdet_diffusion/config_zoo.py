@@ -37,8 +37,14 @@ def _content(name: str, part: str) -> Path:
 
 
 def list_configs() -> list[str]:
-    """Names of all configs, sorted."""
-    return sorted(path.stem for path in (config_folder() / 'diffusiondet').glob('*.py'))
+    """Names of all configs, sorted: of this package's models, and of those that they are compared with."""
+    return sorted(_configs())
+
+
+def _configs() -> dict[str, Path]:
+    """Files of all configs by name."""
+    return {path.stem: path for folder in ('diffusiondet', 'benchmark')
+            for path in (config_folder() / folder).glob('*.py')}
 
 
 def config_path(name: str) -> str:
@@ -50,13 +56,13 @@ def config_path(name: str) -> str:
     Raises:
         ValueError: if there is no such config; names those that are spelt alike.
     """
-    names = list_configs()
+    configs = _configs()
     stem = name.removesuffix('.py')
-    if stem not in names:
-        near = difflib.get_close_matches(stem, names, n=3, cutoff=0.4)
+    if stem not in configs:
+        near = difflib.get_close_matches(stem, configs, n=3, cutoff=0.4)
         raise ValueError(f'no config is called {name!r}; ' + (f'near it: {", ".join(near)}' if near else
                                                               '`mmdet-diffusion configs list` gives their names'))
-    return str(config_folder() / 'diffusiondet' / f'{stem}.py')
+    return str(configs[stem])
 
 
 def resolve_config(config: str) -> str:

@@ -27,7 +27,9 @@ def test_a_name_gives_the_file_of_the_clone():
 
 def test_all_names_are_listed_and_have_a_file():
     names = list_configs()
-    assert len(names) == len(list((REPOSITORY / 'configs' / 'diffusiondet').glob('*.py'))) > 10
+    files = [path for path in (REPOSITORY / 'configs').rglob('*.py') if '_base_' not in path.parts]
+    assert names == sorted(path.stem for path in files)
+    assert {path.parent.name for path in files} == {'diffusiondet', 'benchmark'}
     assert all(Path(config_path(name)).is_file() for name in names)
 
 

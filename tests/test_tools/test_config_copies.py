@@ -1,5 +1,7 @@
 """tools/misc/configs.py: configs listed, shown and copied by name."""
 
+from pathlib import Path
+
 import pytest
 from mmengine.config import Config
 
@@ -25,7 +27,7 @@ def test_show_prints_all_that_is_inherited(capsys):
 def test_a_copy_is_the_same_config_without_the_package_s_own_files(name, tmp_path, capsys):
     assert configs.main(['copy', name, str(tmp_path / 'mine')]) == 0
     copied = capsys.readouterr().out.strip()
-    assert copied == str(tmp_path / 'mine' / 'diffusiondet' / f'{name}.py')
+    assert copied == str(tmp_path / 'mine' / Path(config_path(name)).parent.name / f'{name}.py')
     assert '::' not in ''.join(path.read_text() for path in (tmp_path / 'mine').rglob('*.py'))
     assert Config.fromfile(copied).to_dict() == Config.fromfile(config_path(name)).to_dict()
 
