@@ -11,7 +11,14 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 
-from mmdet_diffusion.testing import REPOSITORY, load_config, load_tool, shrink_to_recorded_r50
+from mmdet_diffusion.testing import (
+    REPOSITORY,
+    build_detector,
+    load_config,
+    load_tool,
+    shrink_to_recorded_r50,
+    small_model_cfg,
+)
 
 CONFIG = 'diffusiondet_r50_fpn_finetune_1xb4-5k_custom.py'
 CHECKPOINT = REPOSITORY / 'tests' / 'data' / 'golden' / 'mini_r50' / 'checkpoint.pth'
@@ -60,18 +67,32 @@ class Snapshot(Hook):
         self.state = {name: value.clone() for name, value in runner.model.state_dict().items()}
 
 
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
+def fine_tune(folder, meta):
     """The converted checkpoint, the weights that training starts from, the runner after two iterations, and the log."""
-    folder, tool = tmp_path_factory.mktemp('fine_tuning'), load_tool('model_converters/diffusiondet_to_mmdet.py')
+    tool = load_tool('model_converters/diffusiondet_to_mmdet.py')
     make_images(folder)
     converted = tool.convert(tool.read_source(CHECKPOINT).state)
-    tool.write(converted, {}, folder / 'converted.pth')
+    tool.write(converted, meta, folder / 'converted.pth')
     runner, snapshot = Runner.from_cfg(fine_tuning_cfg(folder)), Snapshot()
     runner.register_hook(snapshot, 'VERY_LOW')
     runner.train()
     log, = (folder / 'work').glob('*/*.log')
     return SimpleNamespace(converted=converted, start=snapshot.state, runner=runner, log=log.read_text())
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """From a checkpoint that names no classes."""
+    return fine_tune(tmp_path_factory.mktemp('fine_tuning'), {})
+
+
+def test_a_class_that_the_checkpoint_has_too_starts_from_its_class_layers(tmp_path):
+    run = fine_tune(tmp_path, dict(dataset_meta=dict(classes=('other', 'Second', 'third'))))
+    for name in NEW:
+        assert torch.equal(run.start[name][1], run.converted[name][1])
+        assert not torch.equal(run.start[name][0], run.converted[name][0])
+    assert '1 of 2 classes start from the class layers of the checkpoint: second;' in run.log
+    assert 'have another shape' not in run.log
 
 
 def test_all_but_the_class_layers_start_from_the_checkpoint(run):
@@ -107,3 +128,15 @@ def test_the_class_layers_learn_at_ten_times_the_rate(run):
     assert set(rates) > NEW
     assert {name for name, rate in rates.items() if rate == max(rates.values())} == NEW
     assert max(rates.values()) == pytest.approx(10 * min(rates.values()))
+
+
+def test_backbone_and_neck_can_come_from_another_detector(tmp_path):
+    other = build_detector(small_model_cfg(num_classes=7, num_stages=1), seed=1).state_dict()
+    torch.save(dict(state_dict=other), tmp_path / 'other.pth')
+    cfg = small_model_cfg()
+    for part in ('backbone', 'neck'):
+        cfg[part].init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'other.pth'), prefix=f'{part}.')
+    started = build_detector(cfg, seed=2).state_dict()
+    same = {name for name, value in started.items() if name in other and value.equal(other[name])}
+    assert {name for name in started if name.startswith(('backbone.', 'neck.'))} <= same
+    assert 'bbox_head.stages.0.fc_cls.weight' not in same

@@ -2,6 +2,7 @@
 
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .checkpoint_report_hook import CheckpointReportHook
+from .class_transfer_hook import ClassTransferHook
 from .dataset_check_hook import DatasetCheckHook
 
-__all__ = ['AtomicCheckpointHook', 'CheckpointReportHook', 'DatasetCheckHook']
+__all__ = ['AtomicCheckpointHook', 'CheckpointReportHook', 'ClassTransferHook', 'DatasetCheckHook']
