@@ -88,6 +88,22 @@ def test_annotations_are_those_of_the_scene_that_was_drawn(small_set):
     assert [a['bbox'] for a in annotations if a['image_id'] == 3] == [list(o['bbox']) for o in objects]
 
 
+def test_large_objects_are_one_or_two_and_none_is_smaller_than_the_law_says(tmp_path):
+    make_shapes.make_set(tmp_path / 'large', num_train=40, num_val=1, size=64, large=True)
+    content = json.loads((tmp_path / 'large' / 'annotations' / 'train.json').read_text())
+    shorter = {image['id']: min(image['height'], image['width']) for image in content['images']}
+    numbers = [sum(a['image_id'] == number for a in content['annotations']) for number in shorter]
+    assert set(numbers) <= {0, 1, 2} and {1, 2} <= set(numbers)
+    # Half of an object is in sight, and one that is turned or squeezed is shorter on one side.
+    assert all(max(a['bbox'][2:]) >= 0.4 / 2 * shorter[a['image_id']] for a in content['annotations'])
+
+
+def test_a_set_of_many_objects_is_not_taken_for_one_of_few(own_set):
+    with pytest.raises(make_shapes.Refusal, match='another shapes set'):
+        remake(own_set, large=True)
+    assert 'large' not in json.loads((own_set / 'shapes.json').read_text())['parameters']
+
+
 def test_a_set_that_is_there_already_is_left_alone(small_set, capsys):
     before = {path: path.stat().st_mtime_ns for path in small_set.rglob('*')}
     make_shapes.make_set(small_set, num_train=8, num_val=5, size=64)
@@ -150,10 +166,10 @@ def test_a_folder_that_is_no_shapes_set_is_never_touched(tmp_path, name, overwri
 def fail_at_third_image(monkeypatch, error):
     whole = make_shapes.make_image
 
-    def make_image(seed, split, index, size):
+    def make_image(seed, split, index, size, large):
         if index == 2:
             raise error
-        return whole(seed, split, index, size)
+        return whole(seed, split, index, size, large)
     monkeypatch.setattr(make_shapes, 'make_image', make_image)
 
 

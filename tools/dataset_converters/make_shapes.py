@@ -8,6 +8,7 @@
 - An object is placed only where it, and each one that it hides in part, keeps at least half of its area in sight. So
   everything drawn is annotated and nothing annotated is hidden.
 - Lines, scrawls and soft blobs are distractors: no objects, always beneath the objects.
+- With `--large` the objects are 1 or 2, of 0.4 to 0.9 of the image's shorter side.
 
 Each image draws from its own generator, made from (seed, split, index): a smaller set is the start of a larger one.
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from mmengine.utils import ProgressBar
 from PIL import Image
-from shapes_drawing import CLASSES, camera, compose, visible_extent
+from shapes_drawing import CLASSES, FEW_LARGE, MANY, camera, compose, visible_extent
 
 VERSION = 1  # a change of any pixel or box is a new version
 SPLITS = ('train', 'val')
@@ -37,7 +38,7 @@ class Refusal(Exception):
     """What the user should read, in one line."""
 
 
-def make_image(seed, split, index, size):
+def make_image(seed, split, index, size, large=False):
     """Image `index` of a split.
 
     Returns:
@@ -45,7 +46,8 @@ def make_image(seed, split, index, size):
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     sides = [size, round(size * rng.uniform(0.6, 1))]
-    scene = compose(rng, *(sides if rng.random() < 0.5 else sides[::-1]))
+    sides = sides if rng.random() < 0.5 else sides[::-1]
+    scene = compose(rng, *sides, FEW_LARGE if large else MANY)
     return camera(rng, scene.image), [annotate(scene, number) for number in range(1, len(scene.shapes) + 1)]
 
 
@@ -55,11 +57,11 @@ def annotate(scene, number):
     return {'category_id': category_id, 'bbox': box, 'area': area, 'visibility': round(visibility, 3), 'iscrowd': 0}
 
 
-def write_split(folder, split, num_images, size, seed, progress):
+def write_split(folder, split, num_images, size, seed, large, progress):
     images, annotations = [], []
     (folder / split).mkdir()
     for index in range(num_images):
-        picture, objects = make_image(seed, split, index, size)
+        picture, objects = make_image(seed, split, index, size, large)
         file_name = f'{index + 1:06d}.png'
         Image.fromarray(picture).save(folder / split / file_name, compress_level=4)
         images.append({'id': index + 1, 'file_name': file_name, 'height': picture.shape[0], 'width': picture.shape[1]})
@@ -71,20 +73,22 @@ def write_split(folder, split, num_images, size, seed, progress):
     (folder / 'annotations' / f'{split}.json').write_text(json.dumps(content))
 
 
-def write_set(folder, num_train, num_val, size, seed):
+def write_set(folder, num_train, num_val, size, seed, large):
     """Fill a new folder; shapes.json, which tells what made it and proves it complete, comes last."""
     (folder / 'annotations').mkdir(parents=True)
     # In a log file a bar that redraws itself is a page of noise.
     progress = ProgressBar(num_train + num_val, file=sys.stderr if sys.stderr.isatty() else io.StringIO())
     for split, num_images in zip(SPLITS, (num_train, num_val), strict=True):
-        write_split(folder, split, num_images, size, seed, progress)
+        write_split(folder, split, num_images, size, seed, large, progress)
     print(file=sys.stderr if sys.stderr.isatty() else io.StringIO())
-    record = recipe(num_train, num_val, size, seed) | {'classes': CLASSES, 'sha256': digest(folder)}
+    record = recipe(num_train, num_val, size, seed, large) | {'classes': CLASSES, 'sha256': digest(folder)}
     (folder / 'shapes.json').write_text(json.dumps(record, indent=2) + '\n')
 
 
-def recipe(num_train, num_val, size, seed):
+def recipe(num_train, num_val, size, seed, large):
     parameters = {'num_train': num_train, 'num_val': num_val, 'size': size, 'seed': seed}
+    if large:  # sets of before there was this choice lack it
+        parameters['large'] = True
     return {'generator': 'make_shapes', 'version': VERSION, 'parameters': parameters}
 
 
@@ -149,14 +153,14 @@ def swap_in(new, out, old):
         raise
 
 
-def make_set(out, num_train=800, num_val=200, size=128, seed=0, overwrite=False):
+def make_set(out, num_train=800, num_val=200, size=128, seed=0, large=False, overwrite=False):
     """Make the set, all of it or nothing, unless it is there already."""
     out = Path(out).resolve()
-    if is_there_already(out, recipe(num_train, num_val, size, seed), overwrite):
+    if is_there_already(out, recipe(num_train, num_val, size, seed, large), overwrite):
         print(f'{out} holds this set already, complete: nothing to do')
         return
     with staging(out) as folder:
-        write_set(folder / 'new', num_train, num_val, size, seed)
+        write_set(folder / 'new', num_train, num_val, size, seed, large)
         swap_in(folder / 'new', out, folder / 'old')
     print(f'{out}: {num_train} images to train on, {num_val} to validate')
 
@@ -177,6 +181,7 @@ def parse_args(argv=None):
     parser.add_argument('--size', type=at_least(48), default=128,
                         help='longer side in pixels (default 128); the shorter one is 0.6 to 1 times that')
     parser.add_argument('--seed', type=at_least(0), default=0)
+    parser.add_argument('--large', action='store_true', help='one or two large objects an image instead of up to 12')
     parser.add_argument('--overwrite', action='store_true', help='replace another shapes set, never anything else')
     return parser.parse_args(argv)
 

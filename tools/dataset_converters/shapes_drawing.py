@@ -10,12 +10,26 @@ from PIL import Image, ImageDraw, ImageFilter
 SUPERSAMPLING = 4
 MIN_SIZE = 8
 MAX_SIZE_SHARE = 0.9
-MAX_OBJECTS = 12
 EMPTY_SHARE = 0.05
 MIN_VISIBILITY = 0.5
 MIN_VISIBLE_SIDE = 4
 MIN_CONTRAST = 70
 ATTEMPTS = 20
+
+
+class Crowd(NamedTuple):
+    """How many objects an image asks for, and how large they are.
+
+    Attributes:
+        max_objects (int): The number is even between 1 and this, but for the images without any.
+        min_size_share (float): Smallest size in shares of the image's shorter side; never below MIN_SIZE.
+    """
+    max_objects: int = 12
+    min_size_share: float = 0
+
+
+MANY = Crowd()
+FEW_LARGE = Crowd(max_objects=2, min_size_share=0.4)
 
 
 class Shape(NamedTuple):
@@ -223,10 +237,11 @@ def distinct_colours(rng, beneath):
     return best
 
 
-def propose_shape(rng, height, width):
+def propose_shape(rng, height, width, crowd):
     """An object of random class, size, pose and place; its centre is never closer to an edge than a quarter of it."""
     category = int(rng.integers(len(OUTLINES)))
-    size = rng.uniform(MIN_SIZE**0.5, (MAX_SIZE_SHARE * min(height, width))**0.5)**2
+    shorter = min(height, width)
+    size = rng.uniform(max(MIN_SIZE, crowd.min_size_share * shorter)**0.5, (MAX_SIZE_SHARE * shorter)**0.5)**2
     centre = rng.uniform(size / 4, np.array([width, height]) - size / 4)
     outlines = sized(turned(OUTLINES[category](rng), rng), size, centre)
     rows, cols = touched_pixels(outlines[0], height, width)
@@ -253,14 +268,14 @@ def is_seen(scene, number):
     return visibility >= MIN_VISIBILITY and min(box[2:]) >= MIN_VISIBLE_SIDE
 
 
-def compose(rng, height, width):
+def compose(rng, height, width, crowd=MANY):
     """A backdrop and the shapes on it."""
     backdrop = draw_backdrop(rng, height, width)
     owners = np.zeros((height * SUPERSAMPLING, width * SUPERSAMPLING), dtype=np.uint8)
     scene = Scene(backdrop, backdrop.copy(), owners, [])
-    wanted = 0 if rng.random() < EMPTY_SHARE else rng.integers(1, MAX_OBJECTS + 1)
+    wanted = 0 if rng.random() < EMPTY_SHARE else rng.integers(1, crowd.max_objects + 1)
     for _ in range(wanted):
-        any(try_to_place(rng, scene, propose_shape(rng, height, width)) for _ in range(ATTEMPTS))
+        any(try_to_place(rng, scene, propose_shape(rng, height, width, crowd)) for _ in range(ATTEMPTS))
     return scene
 
 
