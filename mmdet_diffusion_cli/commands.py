@@ -36,6 +36,8 @@ COMMANDS = (
     Command('predict', 'predict.py', 'find objects in pictures, folders of them, globs',
             f"{SHAPES} CHECKPOINT.pth pictures/ 'more/*.jpg' --steps 4 --out-dir predictions", takes_config=True,
             takes_export=True),
+    Command('dial', 'analysis_tools/dial.py', 'test one checkpoint at many settings of boxes and steps',
+            f'{SHAPES} CHECKPOINT.pth --steps 1 4 --boxes 100 300', takes_config=True),
     Command('export', 'deployment/export.py', 'write a detector as ONNX, to run without torch',
             f'{SHAPES} CHECKPOINT.pth --out exported', takes_config=True),
     Command('convert', 'model_converters/diffusiondet_to_mmdet.py', "convert a checkpoint of the authors' code",

@@ -46,7 +46,7 @@ def test_help_lists_every_command_in_few_lines_with_an_example(capsys):
 
 
 def test_every_command_has_its_program():
-    assert set(NAMES) == {'demo', 'train', 'test', 'predict', 'export', 'convert', 'shapes', 'sizes', 'configs',
+    assert set(NAMES) == {'demo', 'train', 'test', 'predict', 'dial', 'export', 'convert', 'shapes', 'sizes', 'configs',
                           'doctor', 'operators'}
     assert len(set(NAMES)) == len(NAMES)
     assert all((ROOT / 'tools' / command.script).is_file() for command in COMMANDS)

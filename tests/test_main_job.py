@@ -186,19 +186,29 @@ def test_inferencer_takes_a_config_object_and_a_checkpoint(checkpoint, shapes):
     assert len(prediction['bboxes']) == len(prediction['scores']) > 0
 
 
-def test_settings_table_has_a_row_per_setting_and_the_seeds_change_the_draws(checkpoint, options, tmp_path):
-    out = tmp_path / 'settings.json'
-    printed = run(OURS / 'analysis_tools' / 'test_settings.py', Path(CONFIG).stem, checkpoint, '--settings', '1x20',
-                  '2x40', '--seeds', '0', '1', '--out', out, '--work-dir', tmp_path, '--cfg-options', *options)
-    assert len(re.findall(r'^\| (?:1 \| 20|2 \| 40) \|', printed, re.MULTILINE)) == 2
-    results = json.loads(out.read_text())
-    assert [(row['steps'], row['boxes'], len(row['runs'])) for row in results] == [(1, 20, 2), (2, 40, 2)]
+def test_the_dial_has_a_row_per_setting_and_a_second_run_computes_nothing_again(checkpoint, options, tmp_path):
+    def turn():
+        return run(OURS / 'analysis_tools' / 'dial.py', Path(CONFIG).stem, checkpoint, '--settings', '1x20', '2x40',
+                   '--eta', '0', '1', '--seeds', '0', '1', '--controls', '--under-ms', '60000', '--num-draws', '20',
+                   '--out-dir', tmp_path, '--cfg-options', *options)
+
+    printed = turn()
+    rows = re.findall(r'^\| (\d+x\d+[^|]*?) \|', printed, re.MULTILINE)
+    assert rows[:4] == ['1x20, eta 0.0', '1x20', '2x40, eta 0.0', '2x40'] and '1x80, as many boxes in one step' in rows
+    assert re.search(r'Best AP under 60000 ms: .*--cfg-options model.test_cfg.sampling_timesteps=', printed)
+    content = json.loads((tmp_path / 'dial.json').read_text())
+    assert [len(row['metrics']['AP']) for row in content['settings']] == [2] * len(rows)
+    assert {path.name for path in tmp_path.iterdir()} == {'cells', 'dial.md', 'dial.json', 'dial.csv', 'dial.png',
+                                                         'made_of.json'}
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob('cells/*/*.npz')}
+    assert turn().split('# The dial')[1] == printed.split('# The dial')[1]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob('cells/*/*.npz')} == times
 
 
-def test_settings_refuse_a_checkpoint_of_another_model(options, tmp_path):
+def test_the_dial_refuses_a_checkpoint_of_another_model(options, tmp_path):
     torch.save(dict(state_dict=torch.nn.Linear(1, 1).state_dict()), tmp_path / 'other.pth')
-    printed = run(OURS / 'analysis_tools' / 'test_settings.py', CONFIG, tmp_path / 'other.pth', '--settings', '1x20',
-                  '--work-dir', tmp_path, '--cfg-options', *options, code=1)
+    printed = run(OURS / 'analysis_tools' / 'dial.py', CONFIG, tmp_path / 'other.pth', '--settings', '1x20',
+                  '--out-dir', tmp_path, '--cfg-options', *options, code=1)
     assert re.search(r'other.pth is not of this config: it lacks \d+ tensors', printed)
 
 

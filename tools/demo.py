@@ -114,8 +114,8 @@ class Demo:
 
     def test(self) -> None:
         """Test the same weights with more steps and more boxes."""
-        run('analysis_tools/test_settings.py', CONFIG, self.checkpoint(), '--settings', *SETTINGS, '--work-dir',
-            self.work_dir / 'test', '--out', self.work_dir / 'settings.json', '--cfg-options', *self.options)
+        run('analysis_tools/dial.py', CONFIG, self.checkpoint(), '--settings', *SETTINGS, '--out-dir',
+            self.work_dir / 'dial', '--cfg-options', *self.options)
 
     def draw(self) -> None:
         """Draw the two pictures, with few enough boxes to see each."""

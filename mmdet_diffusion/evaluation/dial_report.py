@@ -1,0 +1,190 @@
+"""What a sweep over the dial showed: table, plot, lines to paste."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from . import pareto
+from .average_precision import match_detections
+from .bootstrap import Contestant, Interval, difference, interval, sentence
+from .detection_records import ImageDetections
+from .dial_settings import DialSetting
+from .ground_truth import coco_detections, ground_truth
+from .other_metrics import evaluate_records, is_coco_box_ap
+from .shared_features import percentiles
+
+
+class Row(NamedTuple):
+    """One setting.
+
+    Attributes:
+        setting (DialSetting): which.
+        metrics (dict[str, list[float]]): by name, a value for each seed.
+        interval (Interval | None): of AP over the images; None where there is no AP of COCO's kind.
+        seconds (dict[str, float]): percentiles of an image's time, features and head.
+        features (float): seconds that the features of all images took.
+        head (float): the same of all else, mean over the seeds.
+    """
+
+    setting: DialSetting
+    metrics: dict[str, list[float]]
+    interval: Interval | None
+    seconds: dict[str, float]
+    features: float
+    head: float
+
+
+class DialReport(NamedTuple):
+    """All settings.
+
+    Attributes:
+        rows (list[Row]): in the order that was asked for.
+        metric (str): by which settings are compared.
+        comparisons (list[str]): each control against its setting, in words.
+        num_images (int): of the test set.
+        seeds (Sequence[int]): of sampling.
+        batch_size (int): of the loader; a batch's time was divided by it.
+    """
+
+    rows: list[Row]
+    metric: str
+    comparisons: list[str]
+    num_images: int
+    seeds: Sequence[int]
+    batch_size: int
+
+    @classmethod
+    def of_records(cls, records: Mapping[DialSetting, Sequence[Sequence[ImageDetections]]], *, seeds: Sequence[int],
+                   model: nn.Module, loader: DataLoader, evaluator: dict | list[dict], num_draws: int,
+                   trained_boxes: int) -> 'DialReport':
+        """Score the records of all settings, a list of images for each seed."""
+        dataset = loader.dataset
+        try:
+            truth = ground_truth(dataset)
+        except ValueError as error:
+            print(f'no interval: {error}')
+            truth = None
+        rows, contestants = [], {}
+        for setting, runs in records.items():
+            metrics, found = {}, None
+            if truth is not None:
+                matches = [match_detections(truth, coco_detections(run)) for run in runs]
+                contestants[setting] = Contestant(setting.label, [matches])
+                metrics = _by_name([one.summary() for one in matches])
+                found = interval(contestants[setting], num_draws=num_draws)
+            if truth is None or not is_coco_box_ap(evaluator):
+                metrics |= _by_name([evaluate_records(evaluator, model, loader, run) for run in runs])
+            times = [[sum(image.seconds) for image in run] for run in runs]
+            features, heads = ([sum(image.seconds[part] for image in run) for run in runs] for part in (0, 1))
+            rows.append(Row(setting, metrics, found, percentiles([one for run in times for one in run]), mean(features),
+                            mean(heads)))
+        metric = 'AP' if truth is not None else next((name for name in rows[0].metrics if 'AP' in name),
+                                                     next(iter(rows[0].metrics)))
+        return cls(rows, metric, _comparisons(contestants, num_draws), len(dataset), seeds, loader.batch_size or 1)
+
+    def points(self) -> list[pareto.Point]:
+        """Settings that are meant to be used, for the plot."""
+        points = []
+        for row in self.rows:
+            if not row.setting.control:
+                value = mean(row.metrics[self.metric])
+                low, high = (row.interval.low, row.interval.high) if row.interval else (value, value)
+                points.append(pareto.Point(row.setting.label, 1000 * row.seconds['p50'], value, low, high))
+        return points
+
+    def markdown(self) -> str:
+        """The table, with what sharing the features saved."""
+        names = [name for name in self.rows[0].metrics if not name.startswith('AP_')]
+        with_interval = self.rows[0].interval is not None
+        header = ['setting', *names, *(['95 % over images'] if with_interval else []), 'ms p50', 'p90', 'p99']
+        lines = [_line(header), _line(['---', *['---:'] * (len(header) - 1)])]
+        for row in self.rows:
+            cells = [row.setting.label, *(spread(row.metrics[name]) for name in names)]
+            if with_interval:
+                cells.append(f'{row.interval.low:.3f} to {row.interval.high:.3f}')
+            lines.append(_line([*cells, *(f'{1000 * row.seconds[name]:.0f}' for name in ('p50', 'p90', 'p99'))]))
+        return '\n'.join([*lines, '', self.savings()])
+
+    def savings(self) -> str:
+        """What it saved to compute features once."""
+        cells = len(self.rows) * len(self.seeds)
+        features = mean(row.features for row in self.rows)
+        heads = sum(row.head for row in self.rows) * len(self.seeds)
+        apart, shared = cells * features + heads, features + heads
+        return (f'{self.num_images} images, {cells} cells ({len(self.rows)} settings x {len(self.seeds)} seeds); '
+                f'batches of {self.batch_size}. Features once an image: {features:.0f} s instead of '
+                f'{cells * features:.0f} s, so {shared:.0f} s in all instead of {apart:.0f} s.')
+
+
+def _by_name(runs: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    return {name: [run[name] for run in runs] for name in runs[0]}
+
+
+def _comparisons(contestants: Mapping[DialSetting, Contestant], num_draws: int) -> list[str]:
+    """Each control against the setting that it takes something away from."""
+    lines = []
+    for setting, contestant in contestants.items():
+        if setting.control:
+            wanted = [other for other in contestants if not other.control and not other.changes and other.steps > 1
+                      and other.boxes * (other.steps if setting.steps == 1 else 1) == setting.boxes
+                      and setting.steps in (1, other.steps)]
+            lines += [sentence(other.label, setting.label,
+                               difference(contestants[other], contestant, num_draws=num_draws)) for other in wanted]
+    return lines
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, with the deviation over seeds where there are several."""
+    return f'{mean(values):.3f}' + (f' ± {stdev(values):.3f}' if len(values) > 1 else '')
+
+
+def write_report(report: DialReport, folder: Path, *, title: str, device: str, under_ms: Sequence[float]) -> str:
+    """Write ``dial.md``, ``dial.csv``, ``dial.json`` and ``dial.png``; gives the text of the first."""
+    points = report.points()
+    by_label = {row.setting.label: row.setting for row in report.rows}
+    lines = [report.markdown(), '']
+    for milliseconds in under_ms:
+        best = pareto.best_within(points, milliseconds)
+        lines.append(f'Best {report.metric} under {milliseconds:g} ms: ' + (
+            f'{best.label}, {best.value:.3f}: `--cfg-options {by_label[best.label].options()}`' if best else
+            f'none is so fast; the fastest takes {min(point.milliseconds for point in points):.0f} ms'))
+    lines += ['', 'No other setting is faster and better:', '']
+    lines += [f'- {point.milliseconds:.0f} ms, {point.value:.3f}: `--cfg-options {by_label[point.label].options()}`'
+              for point in pareto.front(points)]
+    if report.comparisons:
+        lines += ['', 'Controls:', '', *(f'- {line}' for line in report.comparisons)]
+    text = f'# The dial: {title}\n\nOn {device}; AP over IoU 0.50 to 0.95.\n\n' + '\n'.join(lines) + '\n'
+    content = dict(title=title, device=device, metric=report.metric, seeds=list(report.seeds),
+                   num_images=report.num_images, batch_size=report.batch_size, comparisons=report.comparisons,
+                   settings=[dict(label=row.setting.label, values=row.setting.values(), control=row.setting.control,
+                                  metrics=row.metrics, interval=row.interval and row.interval._asdict(),
+                                  seconds=row.seconds) for row in report.rows])
+    (folder / 'dial.md').write_text(text)
+    (folder / 'dial.json').write_text(json.dumps(content, indent=1, default=str) + '\n')
+    (folder / 'dial.csv').write_text(_csv(report))
+    pareto.draw(points, folder / 'dial.png', title=title, metric=report.metric)
+    return text
+
+
+def _csv(report: DialReport) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator='\n')
+    names = list(report.rows[0].metrics)
+    writer.writerow(['setting', 'steps', 'boxes', 'control', 'seed', *names, 'p50_ms', 'p90_ms', 'p99_ms'])
+    for row in report.rows:
+        for place, seed in enumerate(report.seeds):
+            writer.writerow([row.setting.label, row.setting.steps, row.setting.boxes, row.setting.control, seed,
+                             *(row.metrics[name][place] for name in names),
+                             *(1000 * row.seconds[name] for name in ('p50', 'p90', 'p99'))])
+    return file.getvalue()
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f'| {" | ".join(cells)} |'

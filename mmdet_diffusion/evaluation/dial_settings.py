@@ -1,0 +1,93 @@
+"""Settings of sampling that are tested against each other."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import NamedTuple
+
+from ..heads import DynamicDiffusionHead
+from ..sampling_settings import SamplingSettings
+from .shared_features import HELD_STEP
+
+CONTROLS = {
+    'no renewal': dict(renewal_score_thr=None),
+    'all boxes fresh at each step': dict(renewal_score_thr=1.0),
+    'all boxes fresh, step held at the last one': {'renewal_score_thr': 1.0, HELD_STEP: True},
+    'no ensemble': dict(ensemble='last'),
+    'eta 0': dict(eta=0.0),
+    'as many boxes in one step': {},
+}
+MANY_IN_ONE = 'as many boxes in one step'
+
+
+class DialSetting(NamedTuple):
+    """A point of the dial.
+
+    Attributes:
+        steps (int): sampling steps.
+        boxes (int): start boxes.
+        changes (tuple[tuple[str, object], ...]): other values of ``test_cfg`` than the config's.
+        control (str): what it is a control for; empty for a setting that is meant to be used.
+    """
+
+    steps: int
+    boxes: int
+    changes: tuple[tuple[str, object], ...] = ()
+    control: str = ''
+
+    @property
+    def label(self) -> str:
+        """``4x300, eta 0.0``."""
+        named = [self.control] if self.control else [f'{name} {value}' for name, value in self.changes]
+        return ', '.join([f'{self.steps}x{self.boxes}', *named])
+
+    def values(self) -> dict[str, object]:
+        """Changes of ``test_cfg``, as :func:`test_cells` takes them."""
+        changes = {name: dict(type='nms', iou_threshold=value) if name == 'nms' else value
+                   for name, value in self.changes}
+        return dict(sampling_timesteps=self.steps, num_proposals=self.boxes, **changes)
+
+    def options(self) -> str:
+        """What to paste after ``--cfg-options``."""
+        values = self.values()
+        nms = values.pop('nms', None)
+        if nms is not None:
+            values['nms.iou_threshold'] = nms['iou_threshold']
+        return ' '.join(f'model.test_cfg.{name}={value}' for name, value in values.items())
+
+    def check(self, head: DynamicDiffusionHead) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            ValueError: names the key and what is allowed.
+        """
+        changes = {name: value for name, value in self.values().items() if name != HELD_STEP}
+        SamplingSettings.from_cfg(dict(head.test_cfg or {}, **changes), head.num_proposals,
+                                  head.box_sampler.num_train_timesteps)
+
+
+def grid(pairs: Sequence[tuple[int, int]], configured: Mapping[str, object], *, controls: bool = False,
+         **values: Sequence[object]) -> list[DialSetting]:
+    """All combinations, each once.
+
+    Args:
+        pairs (Sequence[tuple[int, int]]): steps and boxes.
+        configured (Mapping[str, object]): ``test_cfg`` of the config; a value that it has already is no change.
+        controls (bool): besides, :data:`CONTROLS` of every pair of more than one step.
+        **values (Sequence[object]): of keys of ``test_cfg``; ``nms`` stands for its ``iou_threshold``.
+
+    Returns:
+        list[DialSetting]: in the order of the values.
+    """
+    keys = [key for key, options in values.items() if options]
+    configured = dict(configured, nms=(configured.get('nms') or {}).get('iou_threshold'))
+    settings = []
+    for (steps, boxes), *chosen in product(pairs, *(values[key] for key in keys)):
+        changes = tuple((key, value) for key, value in zip(keys, chosen, strict=True)
+                        if key not in configured or value != configured[key])
+        settings.append(DialSetting(steps, boxes, changes))
+    if controls:
+        for steps, boxes in pairs:
+            for name, changes in CONTROLS.items() if steps > 1 else ():
+                shape = (1, steps * boxes) if name == MANY_IN_ONE else (steps, boxes)
+                settings.append(DialSetting(*shape, tuple(changes.items()), name))
+    return list(dict.fromkeys(settings))

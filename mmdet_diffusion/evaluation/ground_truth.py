@@ -1,0 +1,74 @@
+"""The objects of a data set in the form that pycocotools takes."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+
+from mmdet.datasets import CocoDataset, LVISV05Dataset, LVISV1Dataset
+from mmengine.dataset import BaseDataset
+from pycocotools.coco import COCO
+
+from .detection_records import ImageDetections
+
+
+def ground_truth(dataset: BaseDataset) -> COCO:
+    """Objects of a data set. Image ids are places in the data set from 1, category ids are labels from 1.
+
+    Of a data set in COCO's format areas are those of the file, else of the boxes; ignored objects count as crowds.
+
+    Raises:
+        ValueError: if it is of LVIS, whose classes are not annotated in every image, or has no image.
+    """
+    if isinstance(dataset, (LVISV05Dataset, LVISV1Dataset)):
+        raise ValueError(f"{type(dataset).__name__} is scored by LVIS's own rules, which have no intervals here")
+    if not len(dataset):
+        raise ValueError(f'{getattr(dataset, "ann_file", type(dataset).__name__)} has no image to test on')
+    from_file = isinstance(dataset, CocoDataset)
+    images, annotations = _of_coco_file(dataset) if from_file else _of_instances(dataset)
+    for number, annotation in enumerate(annotations, start=1):
+        annotation['id'] = number
+    truth = COCO()
+    truth.dataset = dict(images=images, annotations=annotations,
+                         categories=[dict(id=label + 1, name=name)
+                                     for label, name in enumerate(dataset.metainfo['classes'])])
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return truth
+
+
+def _of_coco_file(dataset: CocoDataset) -> tuple[list[dict], list[dict]]:
+    """All annotations, those too that the data set leaves out as too small: ``CocoMetric`` counts them."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        file = COCO(dataset.ann_file)
+    images, annotations = [], []
+    for place in range(1, len(dataset) + 1):
+        image = file.imgs[dataset.get_data_info(place - 1)['img_id']]
+        images.append(dict(image, id=place))
+        annotations += [dict(bbox=one['bbox'], area=one['area'], iscrowd=one.get('iscrowd', 0), image_id=place,
+                             category_id=dataset.cat2label[one['category_id']] + 1)
+                        for one in file.imgToAnns[image['id']] if one['category_id'] in dataset.cat2label]
+    return images, annotations
+
+
+def _of_instances(dataset: BaseDataset) -> tuple[list[dict], list[dict]]:
+    images, annotations = [], []
+    for place in range(1, len(dataset) + 1):
+        info = dataset.get_data_info(place - 1)
+        images.append(dict(id=place, width=info['width'], height=info['height'], file_name=str(info['img_path'])))
+        for instance in info['instances']:
+            left, top, right, bottom = map(float, instance['bbox'])
+            width, height = right - left, bottom - top
+            annotations.append(dict(bbox=[left, top, width, height], area=width * height, image_id=place,
+                                    iscrowd=int(instance.get('ignore_flag', 0)),
+                                    category_id=instance['bbox_label'] + 1))
+    return images, annotations
+
+
+def coco_detections(images: Sequence[ImageDetections]) -> list[dict]:
+    """Detections of a data set in its order, for :func:`match_detections`, with the ids of :func:`ground_truth`."""
+    return [dict(image_id=place, category_id=label + 1, score=score,
+                 bbox=[box[0], box[1], box[2] - box[0], box[3] - box[1]])
+            for place, image in enumerate(images, start=1)
+            for box, score, label in zip(image.bboxes.tolist(), image.scores.tolist(), image.labels.tolist(),
+                                         strict=True)]
+

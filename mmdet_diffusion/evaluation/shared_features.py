@@ -1,0 +1,138 @@
+"""Many settings of one model on the same images: backbone and neck run once a batch, the head once a setting."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from mmdet.structures import DetDataSample
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..detectors import DiffusionDet
+from .detection_records import CellRecords, ImageDetections
+
+IMAGES_A_CHUNK = 32  # an interrupted run loses at most so many
+HELD_STEP = 'held_step'  # a setting of a cell that is none of test_cfg: see held_last_step
+
+
+def test_cells(model: DiffusionDet, loader: DataLoader, cells: Mapping[CellRecords, Mapping[str, object]], *,
+               progress: Callable[[int], None] = lambda images: None) -> int:
+    """Fill the records of all cells that are not there yet.
+
+    Args:
+        model (DiffusionDet): in evaluation mode.
+        loader (DataLoader): of the test set, in its order.
+        cells (Mapping[CellRecords, Mapping[str, object]]): changes of ``test_cfg`` of each cell, with a ``seed``;
+            ``held_step=True`` besides holds the diffusion step at the last one.
+        progress (Callable[[int], None]): told the number of images after each batch.
+
+    Returns:
+        int: chunks of the data set.
+    """
+    chunk, in_chunk, buffers = 0, 0, {cell: [] for cell in cells}
+    for batch in loader:
+        images = len(batch['data_samples'])
+        missing = {cell: settings for cell, settings in cells.items() if not cell.has(chunk)}
+        for cell, found in _test_batch(model, batch, missing):
+            buffers[cell] += found
+        in_chunk += images
+        progress(images)
+        if in_chunk >= IMAGES_A_CHUNK:
+            _flush(buffers, chunk)
+            chunk, in_chunk = chunk + 1, 0
+    if in_chunk:
+        _flush(buffers, chunk)
+        chunk += 1
+    return chunk
+
+
+def _flush(buffers: Mapping[CellRecords, list[ImageDetections]], chunk: int) -> None:
+    for cell, images in buffers.items():
+        if images:  # else the chunk was there
+            cell.write(chunk, images)
+            images.clear()
+
+
+@torch.no_grad()
+def _test_batch(model: DiffusionDet, batch: dict, cells: Mapping[CellRecords, Mapping[str, object]]
+                ) -> Iterator[tuple[CellRecords, list[ImageDetections]]]:
+    if not cells:
+        return
+    data = model.data_preprocessor(batch, False)
+    head = model.bbox_head
+    configured = head.test_cfg
+    try:
+        with _features_once(model) as seconds:
+            for cell, settings in cells.items():
+                changes = {name: value for name, value in settings.items() if name != HELD_STEP}
+                head.test_cfg = dict(configured or {}, **changes)
+                seconds['here'] = 0.0
+                _wait(data['inputs'].device)
+                start = time.perf_counter()
+                with held_last_step(head, bool(settings.get(HELD_STEP))):
+                    samples = model.predict(data['inputs'], data['data_samples'])
+                _wait(data['inputs'].device)
+                elapsed = time.perf_counter() - start - seconds['here']
+                number = len(samples)
+                yield cell, [_kept(sample, (seconds['all'] / number, elapsed / number)) for sample in samples]
+    finally:
+        head.test_cfg = configured
+
+
+@contextmanager
+def _features_once(model: DiffusionDet) -> Iterator[dict[str, float]]:
+    """Let a model compute the features of a batch at its first prediction and give the same at the next ones.
+
+    Gives the seconds that they took: ``all``, and ``here`` since that was last set to 0.
+    """
+    extract_feat, kept, seconds = model.extract_feat, [], dict(all=0.0, here=0.0)
+
+    def once(batch_inputs: Tensor) -> tuple[Tensor, ...]:
+        if not kept:
+            _wait(batch_inputs.device)
+            start = time.perf_counter()
+            kept.append(extract_feat(batch_inputs))
+            _wait(batch_inputs.device)
+            seconds['all'] = seconds['here'] = time.perf_counter() - start
+        return kept[0]
+
+    model.extract_feat = once
+    try:
+        yield seconds
+    finally:
+        del model.extract_feat  # the class's own comes back
+
+
+@contextmanager
+def held_last_step(head: torch.nn.Module, held: bool = True) -> Iterator[None]:
+    """A control: the head is told the last diffusion step, where sampling starts, at every step.
+
+    With ``renewal_score_thr=1.0``, which makes all boxes anew after each step, four steps are four samplings of one
+    step whose detections are put together.
+    """
+    if not held:
+        yield
+        return
+    refine, last = head._refine, head.box_sampler.num_train_timesteps - 1
+    head._refine = lambda features, bboxes, t: refine(features, bboxes, torch.full_like(t, last))
+    try:
+        yield
+    finally:
+        del head._refine
+
+
+def _kept(sample: DetDataSample, seconds: tuple[float, float]) -> ImageDetections:
+    found = sample.pred_instances.cpu()
+    return ImageDetections(found.bboxes.float().numpy(), found.scores.float().numpy(), found.labels.numpy(), seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, 90th and 99th percentile."""
+    values = torch.tensor(seconds, dtype=torch.float64)
+    return {f'p{share}': torch.quantile(values, share / 100).item() for share in (50, 90, 99)}

@@ -1,0 +1,132 @@
+"""Settings, points and words of the dial."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from made_detections import made_detections, made_objects
+from mmdet.datasets import CocoDataset
+from mmdet.evaluation import CocoMetric
+from mmdet.utils import register_all_modules
+
+from mmdet_diffusion.evaluation import pareto
+from mmdet_diffusion.evaluation.average_precision import match_detections
+from mmdet_diffusion.evaluation.content_key import content_key, data_digest, weights_digest
+from mmdet_diffusion.evaluation.detection_records import ImageDetections
+from mmdet_diffusion.evaluation.dial_settings import CONTROLS, DialSetting, grid
+from mmdet_diffusion.evaluation.ground_truth import coco_detections, ground_truth
+from mmdet_diffusion.evaluation.other_metrics import is_coco_box_ap
+from mmdet_diffusion.evaluation.pareto import Point
+from mmdet_diffusion.testing import build_detector, small_model_cfg
+
+POINTS = [Point('a', 10, 0.3, 0.2, 0.4), Point('b', 20, 0.5, 0.4, 0.6), Point('c', 30, 0.5, 0.4, 0.6),
+          Point('d', 40, 0.4, 0.3, 0.5), Point('e', 50, 0.6, 0.5, 0.7)]
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _scope():
+    register_all_modules(init_default_scope=True)
+
+
+def test_the_front_has_what_no_other_beats():
+    assert [point.label for point in pareto.front(POINTS[::-1])] == ['a', 'b', 'e']
+
+
+@pytest.mark.parametrize(('limit', 'best'), [(9, None), (10, 'a'), (45, 'b'), (60, 'e')])
+def test_the_best_within_a_time_is_the_best_that_is_fast_enough(limit, best):
+    found = pareto.best_within(POINTS, limit)
+    assert (found and found.label) == best
+
+
+def test_a_plot_is_written(tmp_path):
+    pareto.draw(POINTS, tmp_path / 'dial.png', title='some', metric='AP')
+    assert (tmp_path / 'dial.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_grid_has_every_combination_once_and_no_change_that_the_config_has():
+    settings = grid([(1, 10), (4, 10)], dict(eta=1.0, nms=dict(type='nms', iou_threshold=0.5)), eta=[0.0, 1.0],
+                    nms=[0.5, 0.7], ensemble=[])
+    assert [setting.label for setting in settings][:4] == ['1x10, eta 0.0', '1x10, eta 0.0, nms 0.7', '1x10',
+                                                           '1x10, nms 0.7']
+    assert len(settings) == 8
+    assert settings[1].options() == ('model.test_cfg.sampling_timesteps=1 model.test_cfg.num_proposals=10 '
+                                     'model.test_cfg.eta=0.0 model.test_cfg.nms.iou_threshold=0.7')
+
+
+def test_controls_are_of_settings_with_more_than_one_step():
+    settings = grid([(1, 10), (4, 10)], {}, controls=True)
+    assert [setting.control for setting in settings] == ['', '', *CONTROLS]
+    assert settings[-1][:2] == (1, 40)
+
+
+@pytest.mark.parametrize('setting', [DialSetting(0, 10), DialSetting(1, 10, (('eta', 2.0), )),
+                                     DialSetting(1, 10, (('ensemble', 'none'), ))])
+def test_a_setting_out_of_range_is_named_before_anything_runs(setting):
+    head = build_detector(small_model_cfg()).bbox_head
+    with pytest.raises(ValueError, match='sampling_timesteps|eta|ensemble'):
+        setting.check(head)
+
+
+def test_a_key_is_of_content_and_not_of_order_or_place(tmp_path):
+    assert content_key(dict(a=1, b=2)) == content_key(dict(b=2, a=1)) != content_key(dict(a=1, b=3))
+    state = build_detector(small_model_cfg()).state_dict()
+    other = build_detector(small_model_cfg(), seed=1).state_dict()
+    assert weights_digest(state) == weights_digest(dict(reversed(state.items()))) != weights_digest(other)
+    image = dict(img_id=1, img_path=str(tmp_path / '1.png'), instances=[dict(bbox=[0, 0, 2, 2], bbox_label=0)])
+    elsewhere = dict(image, img_path='/elsewhere/1.png')
+    assert data_digest([image]) == data_digest([elsewhere])
+    (tmp_path / '1.png').write_bytes(b'other pixels')
+    assert data_digest([image]) != data_digest([elsewhere])
+    assert data_digest([elsewhere]) != data_digest([dict(elsewhere, instances=[])])
+
+
+@pytest.mark.parametrize(('evaluator', 'answer'), [
+    (dict(type='CocoMetric', metric='bbox'), True), ([dict(type='mmdet.CocoMetric', metric=['bbox'])], True),
+    (dict(type='CocoMetric', metric=['bbox', 'proposal']), False), (dict(type='VOCMetric'), False),
+    ([dict(type='CocoMetric'), dict(type='CrowdHumanMetric')], False)])
+def test_what_cocos_ap_does_not_say_is_left_to_the_evaluator(evaluator, answer):
+    assert is_coco_box_ap(evaluator) is answer
+
+
+def test_ap_of_a_data_set_is_that_of_its_metric(tmp_path):
+    truth = made_objects(seed=3)
+    # A category that is not used, other ids, and one object too thin for the data set, which CocoMetric counts.
+    content = dict(truth.dataset, categories=[dict(id=10 * one['id'], name=one['name'])
+                                              for one in truth.dataset['categories']] + [dict(id=99, name='other')])
+    content['annotations'] = [dict(one, category_id=10 * one['category_id']) for one in content['annotations']]
+    content['annotations'].append(dict(id=10**6, image_id=2, category_id=10, bbox=[5, 5, 0.5, 40], area=20, iscrowd=0))
+    content['images'] = [dict(one, file_name=f'{one["id"]}.png') for one in content['images']]
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+    classes = ('class 0', 'class 1', 'class 2')
+    dataset = CocoDataset(ann_file=str(tmp_path / 'a.json'), metainfo=dict(classes=classes), pipeline=[],
+                          data_prefix=dict(img=str(tmp_path)), test_mode=True)
+    metric = CocoMetric(ann_file=str(tmp_path / 'a.json'))
+    metric.dataset_meta = dataset.metainfo
+    found, images = made_detections(truth, 3), []
+    for place in range(len(dataset)):
+        img_id = dataset.get_data_info(place)['img_id']
+        mine = [one for one in found if one['image_id'] == img_id]
+        boxes = np.array([one['bbox'] for one in mine], dtype=np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        images.append(ImageDetections(boxes, np.array([one['score'] for one in mine], dtype=np.float32),
+                                      np.array([one['category_id'] - 1 for one in mine], dtype=int), (0, 0)))
+        instances = dict(zip(('bboxes', 'scores', 'labels'), map(torch.from_numpy, images[-1][:3]), strict=True))
+        metric.process({}, [dict(img_id=img_id, ori_shape=(200, 200), pred_instances=instances)])
+    expected = metric.evaluate(len(dataset))
+    summary = match_detections(ground_truth(dataset), coco_detections(images)).summary()
+    names = dict(AP='mAP', AP50='mAP_50', AP75='mAP_75', AP_small='mAP_s', AP_medium='mAP_m', AP_large='mAP_l')
+    for name, theirs in names.items():
+        assert summary[name] == pytest.approx(expected[f'coco/bbox_{theirs}'], abs=5.1e-4), name  # they round
+
+
+class NoImages:
+    ann_file = 'a.json'
+
+    def __len__(self):
+        return 0
+
+
+def test_a_set_without_images_is_named():
+    with pytest.raises(ValueError, match='a.json has no image'):
+        ground_truth(NoImages())
