@@ -1,0 +1,195 @@
+"""What kinds of errors cost a detector AP50, after TIDE (Bolya et al. 2020, arXiv:2008.08115).
+
+A false detection has one kind, by its overlap with the objects of its image: with one of another class at least 0.5
+(classification), with one of its own class from 0.1 (localisation) or of another (both), with one of its own class that
+a detection of higher score has (duplicate), with none (background). An object that no detection has, nor would have once
+these were right, is missed. What a kind costs is what AP50 gains where its errors are mended, each kind alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from pycocotools.coco import COCO
+
+from .average_precision import AREAS, NO_OBJECTS, mean_of_valid
+
+FOREGROUND, BACKGROUND = 0.5, 0.1
+KINDS = ('classification', 'localisation', 'both', 'duplicate', 'background', 'missed')
+MAX_DETECTIONS = 100  # of an image, as in AP
+SIZES = dict(small=32**2, medium=96**2, large=float('inf'))  # areas in pixels, as COCO has them
+Array = np.ndarray
+
+
+class ImageErrors(NamedTuple):
+    """Detections of one image by falling score, with what is wrong with each.
+
+    Attributes:
+        scores (Array): shape (D,).
+        labels (Array): shape (D,).
+        kinds (list[str]): ``true``, ``ignored``, or one of :data:`KINDS`.
+        objects (list[int]): place of the object that a detection has or would have when mended; -1 for none.
+        object_labels (Array): of the objects that count, shape (M,).
+        object_areas (Array): the same.
+        found (Array): whether a detection has the object, bool, shape (M,).
+        missed (Array): whether it is missed, bool, shape (M,).
+    """
+
+    scores: Array
+    labels: Array
+    kinds: list[str]
+    objects: list[int]
+    object_labels: Array
+    object_areas: Array
+    found: Array
+    missed: Array
+
+
+class ErrorTypes(NamedTuple):
+    """Errors of a detector on a data set.
+
+    Attributes:
+        ap50 (float): as it is.
+        lost (dict[str, float]): AP50 that each kind costs.
+        counts (dict[str, int]): errors of each kind.
+        missed_by_size (dict[str, tuple[int, int]]): missed objects and all objects of a size.
+        missed_by_crowding (dict[str, tuple[int, int]]): the same by the number of objects in an image: up to the
+            median over objects, and above it.
+    """
+
+    ap50: float
+    lost: dict[str, float]
+    counts: dict[str, int]
+    missed_by_size: dict[str, tuple[int, int]]
+    missed_by_crowding: dict[str, tuple[int, int]]
+
+
+def error_types(truth: COCO, detections: Sequence[dict]) -> ErrorTypes:
+    """Errors of detections in COCO's form."""
+    of_image = {number: [] for number in truth.getImgIds()}
+    for detection in detections:
+        of_image[detection['image_id']].append(detection)
+    images = [image_errors(truth.imgToAnns[number], found) for number, found in of_image.items()]
+    labels = truth.getCatIds()
+    ap50 = _ap50(images, labels)
+    lost = {kind: _ap50([mended(image, kind) for image in images], labels) - ap50 for kind in KINDS}
+    counts = {kind: sum(image.kinds.count(kind) for image in images) for kind in KINDS}
+    counts['missed'] = int(sum(image.missed.sum() for image in images))
+    return ErrorTypes(ap50, lost, counts, _missed_by_size(images), _missed_by_crowding(images))
+
+
+def image_errors(annotations: Sequence[Mapping], detections: Sequence[Mapping]) -> ImageErrors:
+    """Match the detections of one image as AP50 does, and name what is wrong with the others."""
+    detections = sorted(detections, key=lambda one: -one['score'])[:MAX_DETECTIONS]
+    objects = [one for one in annotations if not one['iscrowd']]
+    crowds = [one for one in annotations if one['iscrowd']]
+    labels = np.array([one['category_id'] for one in objects], dtype=int)
+    ious = _ious([one['bbox'] for one in detections], [one['bbox'] for one in objects])
+    in_crowds = _ious([one['bbox'] for one in detections], [one['bbox'] for one in crowds], share_of_first=True)
+    owner = np.full(len(objects), -1)
+    kinds, places = [], []
+    for place, detection in enumerate(detections):
+        free = np.where((labels == detection['category_id']) & (owner < 0), ious[place], -1)
+        if len(free) and free.max() >= FOREGROUND:
+            owner[free.argmax()] = place
+            kinds.append('true')
+            places.append(int(free.argmax()))
+        else:
+            kinds.append('')
+            places.append(-1)
+    for place, detection in enumerate(detections):
+        if kinds[place]:
+            continue
+        same = [one['category_id'] == detection['category_id'] for one in crowds]
+        if any(share >= FOREGROUND for share, is_same in zip(in_crowds[place], same, strict=True) if is_same):
+            kinds[place] = 'ignored'
+            continue
+        kinds[place], places[place] = _kind(ious[place], labels == detection['category_id'], owner)
+    mendable = {one for one, kind in zip(places, kinds, strict=True) if kind in ('classification', 'localisation')}
+    found = owner >= 0
+    missed = ~found & ~np.isin(np.arange(len(objects)), sorted(mendable))
+    return ImageErrors(np.array([one['score'] for one in detections]),
+                       np.array([one['category_id'] for one in detections], dtype=int), kinds, places, labels,
+                       np.array([one['area'] for one in objects]), found, missed)
+
+
+def _kind(ious: Array, is_same: Array, owner: Array) -> tuple[str, int]:
+    """Kind of a false detection, and the object that it would have."""
+    same, other = np.where(is_same, ious, 0), np.where(is_same, 0, ious)
+    if same.size and BACKGROUND <= same.max() < FOREGROUND:
+        return 'localisation', int(same.argmax())
+    if other.size and other.max() >= FOREGROUND:
+        return 'classification', int(other.argmax())
+    if same.size and same.max() >= FOREGROUND and owner[same.argmax()] >= 0:
+        return 'duplicate', -1
+    if other.size and other.max() >= BACKGROUND:
+        return 'both', -1
+    return 'background', -1
+
+
+def mended(image: ImageErrors, kind: str) -> ImageErrors:
+    """An image without the errors of a kind: a detection that would have a free object has it, others are taken away."""
+    if kind == 'missed':
+        kept = ~image.missed
+        return image._replace(object_labels=image.object_labels[kept], object_areas=image.object_areas[kept],
+                              found=image.found[kept], missed=image.missed[kept])
+    labels, kinds, found = image.labels.copy(), list(image.kinds), image.found.copy()
+    for place, one in enumerate(image.kinds):
+        if one != kind:
+            continue
+        target = image.objects[place]
+        if target >= 0 and not found[target]:
+            labels[place], kinds[place], found[target] = image.object_labels[target], 'true', True
+        else:
+            kinds[place] = 'ignored'
+    return image._replace(labels=labels, kinds=kinds, found=found)
+
+
+def _ap50(images: Sequence[ImageErrors], labels: Sequence[int]) -> float:
+    scores = np.concatenate([image.scores for image in images])
+    of = np.concatenate([image.labels for image in images])
+    kinds = np.array([kind for image in images for kind in image.kinds])
+    objects = np.concatenate([image.object_labels for image in images])
+    values = []
+    for label in labels:
+        number = np.count_nonzero(objects == label)
+        counted = (of == label) & (kinds != 'ignored')
+        true = kinds[counted][np.argsort(-scores[counted], kind='mergesort')] == 'true'
+        values.append(_precision(true, number))
+    return mean_of_valid(np.array(values))
+
+
+def _precision(true: Array, number: int) -> float:
+    if number == 0:
+        return NO_OBJECTS
+    found = np.cumsum(true)
+    precision = np.maximum.accumulate((found / np.arange(1, len(true) + 1))[::-1])[::-1]
+    places = np.searchsorted(found / number, np.linspace(0, 1, 101), side='left')
+    return float(np.append(precision, 0)[np.minimum(places, len(true))].mean())
+
+
+def _missed_by_size(images: Sequence[ImageErrors]) -> dict[str, tuple[int, int]]:
+    areas = np.concatenate([image.object_areas for image in images])
+    missed = np.concatenate([image.missed for image in images])
+    groups = np.searchsorted(list(SIZES.values()), areas, side='right')
+    return {name: (int(missed[groups == place].sum()), int((groups == place).sum()))
+            for place, name in enumerate(AREAS[1:])}
+
+
+def _missed_by_crowding(images: Sequence[ImageErrors]) -> dict[str, tuple[int, int]]:
+    numbers = np.concatenate([np.full(len(image.missed), len(image.missed)) for image in images])
+    missed = np.concatenate([image.missed for image in images])
+    middle = int(np.median(numbers)) if len(numbers) else 0
+    few = numbers <= middle
+    return {f'up to {middle} in the image': (int(missed[few].sum()), int(few.sum())),
+            'more': (int(missed[~few].sum()), int((~few).sum()))}
+
+
+def _ious(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], *, share_of_first: bool = False) -> Array:
+    """IoU of xywh boxes, shape (D, M); or how much of each of the first lies in each of the second."""
+    a, b = (np.array(boxes, dtype=float).reshape(-1, 4) for boxes in (first, second))
+    ends = np.minimum((a[:, :2] + a[:, 2:])[:, None], (b[:, :2] + b[:, 2:])[None])
+    overlap = (ends - np.maximum(a[:, None, :2], b[None, :, :2])).clip(min=0).prod(-1)
+    areas = a[:, 2:].prod(-1)[:, None]
+    whole = areas if share_of_first else areas + b[:, 2:].prod(-1)[None] - overlap
+    return overlap / np.maximum(whole, np.spacing(1))
