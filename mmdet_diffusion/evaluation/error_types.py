@@ -2,8 +2,8 @@
 
 A false detection has one kind, by its overlap with the objects of its image: with one of another class at least 0.5
 (classification), with one of its own class from 0.1 (localisation) or of another (both), with one of its own class that
-a detection of higher score has (duplicate), with none (background). An object that no detection has, nor would have once
-these were right, is missed. What a kind costs is what AP50 gains where its errors are mended, each kind alone.
+a detection of higher score has (duplicate), with none (background). An object that no detection has, nor would have
+once these were right, is missed. What a kind costs is what AP50 gains where its errors are mended, each kind alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -128,7 +128,7 @@ def _kind(ious: Array, is_same: Array, owner: Array) -> tuple[str, int]:
 
 
 def mended(image: ImageErrors, kind: str) -> ImageErrors:
-    """An image without the errors of a kind: a detection that would have a free object has it, others are taken away."""
+    """An image without the errors of a kind: a detection that would have a free object has it, others go."""
     if kind == 'missed':
         kept = ~image.missed
         return image._replace(object_labels=image.object_labels[kept], object_areas=image.object_areas[kept],
@@ -185,7 +185,8 @@ def _missed_by_crowding(images: Sequence[ImageErrors]) -> dict[str, tuple[int, i
             'more': (int(missed[~few].sum()), int((~few).sum()))}
 
 
-def _ious(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], *, share_of_first: bool = False) -> Array:
+def _ious(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], *,
+          share_of_first: bool = False) -> Array:
     """IoU of xywh boxes, shape (D, M); or how much of each of the first lies in each of the second."""
     a, b = (np.array(boxes, dtype=float).reshape(-1, 4) for boxes in (first, second))
     ends = np.minimum((a[:, :2] + a[:, 2:])[:, None], (b[:, :2] + b[:, 2:])[None])

@@ -42,8 +42,9 @@ def _of_coco_file(dataset: CocoDataset) -> tuple[list[dict], list[dict]]:
         file = COCO(dataset.ann_file)
     images, annotations = [], []
     for place in range(1, len(dataset) + 1):
-        image = file.imgs[dataset.get_data_info(place - 1)['img_id']]
-        images.append(dict(image, id=place))
+        info = dataset.get_data_info(place - 1)
+        image = file.imgs[info['img_id']]
+        images.append(dict(image, id=place, file_name=str(info['img_path'])))
         annotations += [dict(bbox=one['bbox'], area=one['area'], iscrowd=one.get('iscrowd', 0), image_id=place,
                              category_id=dataset.cat2label[one['category_id']] + 1)
                         for one in file.imgToAnns[image['id']] if one['category_id'] in dataset.cat2label]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from mmdet.structures import DetDataSample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..detectors import DiffusionDet
@@ -30,11 +30,24 @@ def test_cells(model: DiffusionDet, loader: DataLoader, cells: Mapping[CellRecor
     Returns:
         int: chunks of the data set.
     """
+    return _fill(loader, list(cells), lambda batch, missing: _test_batch(
+        model, batch, {cell: cells[cell] for cell in missing}), progress)
+
+
+def test_detector(model: nn.Module, loader: DataLoader, cell: CellRecords, *,
+                  progress: Callable[[int], None] = lambda images: None) -> int:
+    """Fill the records of a detector of any kind, as it is configured; see :func:`test_cells`."""
+    return _fill(loader, [cell], lambda batch, missing: _test_whole(model, batch, missing), progress)
+
+
+def _fill(loader: DataLoader, cells: Sequence[CellRecords],
+          run: Callable[[dict, list[CellRecords]], Iterator[tuple[CellRecords, list[ImageDetections]]]],
+          progress: Callable[[int], None]) -> int:
     chunk, in_chunk, buffers = 0, 0, {cell: [] for cell in cells}
     for batch in loader:
         images = len(batch['data_samples'])
-        missing = {cell: settings for cell, settings in cells.items() if not cell.has(chunk)}
-        for cell, found in _test_batch(model, batch, missing):
+        missing = [cell for cell in cells if not cell.has(chunk)]
+        for cell, found in run(batch, missing):
             buffers[cell] += found
         in_chunk += images
         progress(images)
@@ -80,6 +93,19 @@ def _test_batch(model: DiffusionDet, batch: dict, cells: Mapping[CellRecords, Ma
         head.test_cfg = configured
 
 
+@torch.no_grad()
+def _test_whole(model: nn.Module, batch: dict, cells: Sequence[CellRecords]
+                ) -> Iterator[tuple[CellRecords, list[ImageDetections]]]:
+    for cell in cells:
+        data = model.data_preprocessor(batch, False)
+        _wait(data['inputs'].device)
+        start = time.perf_counter()
+        samples = model(**data, mode='predict')
+        _wait(data['inputs'].device)
+        elapsed = (time.perf_counter() - start) / len(samples)
+        yield cell, [_kept(sample, (0.0, elapsed)) for sample in samples]
+
+
 @contextmanager
 def _features_once(model: DiffusionDet) -> Iterator[dict[str, float]]:
     """Let a model compute the features of a batch at its first prediction and give the same at the next ones.
@@ -105,7 +131,7 @@ def _features_once(model: DiffusionDet) -> Iterator[dict[str, float]]:
 
 
 @contextmanager
-def held_last_step(head: torch.nn.Module, held: bool = True) -> Iterator[None]:
+def held_last_step(head: nn.Module, held: bool = True) -> Iterator[None]:
     """A control: the head is told the last diffusion step, where sampling starts, at every step.
 
     With ``renewal_score_thr=1.0``, which makes all boxes anew after each step, four steps are four samplings of one

@@ -23,19 +23,26 @@ class DynamicKAssigner(BaseAssigner):
         gamma (float): focal gamma of the class cost.
         center_radius (float): a query's centre counts as near an object up to this many object sizes from its centre.
         num_candidates (int): how many of an object's highest IoUs add up to its k.
+        min_queries (int): k is at least this. While boxes are far from the objects their IoUs add up to less than 1, and
+            an object has one query to learn from.
 
     Raises:
-        ValueError: if ``num_candidates`` is less than 1 or ``center_radius`` is not positive.
+        ValueError: if ``num_candidates`` is less than 1, ``min_queries`` is not between 1 and that, or
+            ``center_radius`` is not positive.
     """
 
     def __init__(self, *, cls_weight: float = 2.0, l1_weight: float = 5.0, giou_weight: float = 2.0,
-                 alpha: float = 0.25, gamma: float = 2.0, center_radius: float = 2.5, num_candidates: int = 5) -> None:
+                 alpha: float = 0.25, gamma: float = 2.0, center_radius: float = 2.5, num_candidates: int = 5,
+                 min_queries: int = 1) -> None:
         if not isinstance(num_candidates, int) or num_candidates < 1:
             raise ValueError(f'num_candidates of the assigner must be an integer of at least 1, got {num_candidates!r}')
+        if not isinstance(min_queries, int) or not 1 <= min_queries <= num_candidates:
+            raise ValueError(f'min_queries of the assigner must be an integer from 1 to num_candidates '
+                             f'({num_candidates}), got {min_queries!r}')
         if not center_radius > 0:
             raise ValueError(f'center_radius of the assigner must be greater than 0, got {center_radius!r}')
         self.weights = MatchCostWeights(cls_weight, l1_weight, giou_weight, alpha, gamma, center_radius)
-        self.num_candidates = num_candidates
+        self.num_candidates, self.min_queries = num_candidates, min_queries
 
     @torch.no_grad()
     def match(self, cls_scores: Tensor, bboxes: Tensor, objects: PaddedObjects) -> Tensor:
@@ -49,7 +56,8 @@ class DynamicKAssigner(BaseAssigner):
         Returns:
             Tensor: index of each query's object or -1, int64, shape (S, B, N).
         """
-        return match_queries(cls_scores.float(), bboxes.float(), objects, self.weights, self.num_candidates)
+        return match_queries(cls_scores.float(), bboxes.float(), objects, self.weights, self.num_candidates,
+                             self.min_queries)
 
     def assign(self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: dict,
                **kwargs) -> AssignResult:

@@ -37,7 +37,7 @@ class MatchCostWeights(NamedTuple):
 
 
 def match_queries(cls_scores: Tensor, bboxes: Tensor, objects: PaddedObjects, weights: MatchCostWeights,
-                  num_candidates: int) -> Tensor:
+                  num_candidates: int, min_queries: int = 1) -> Tensor:
     """Match the queries of every stage and image to the image's objects.
 
     Args:
@@ -46,6 +46,7 @@ def match_queries(cls_scores: Tensor, bboxes: Tensor, objects: PaddedObjects, we
         objects (PaddedObjects): the batch's objects.
         weights (MatchCostWeights): of the cost.
         num_candidates (int): how many of an object's highest IoUs add up to its number of queries.
+        min_queries (int): that number is at least this, but for queries that another object gets.
 
     Returns:
         Tensor: for each query the index of its object or -1, int64, shape (S, B, N). A query has one object at most.
@@ -56,7 +57,7 @@ def match_queries(cls_scores: Tensor, bboxes: Tensor, objects: PaddedObjects, we
     # Padding objects take no query: no IoU, no share of any cost's minimum.
     valid = objects.valid[None, :, None, :]
     cost = cost.masked_fill(~valid, torch.inf)
-    matched = _dynamic_k(cost, ious, valid, num_candidates)
+    matched = _dynamic_k(cost, ious, valid, num_candidates, min_queries)
     matched = _repair(matched, cost, objects.valid)
     return torch.where(matched.any(-1), matched.to(torch.uint8).argmax(-1), -1)
 
@@ -127,10 +128,10 @@ def _centre_prior(bboxes: Tensor, objects: PaddedObjects, center_radius: float) 
     return in_object & in_region, ((in_object | in_region) & valid).any(-1)
 
 
-def _dynamic_k(cost: Tensor, ious: Tensor, valid: Tensor, num_candidates: int) -> Tensor:
+def _dynamic_k(cost: Tensor, ious: Tensor, valid: Tensor, num_candidates: int, min_queries: int) -> Tensor:
     """Each object takes its k cheapest queries, k from its highest IoUs; a query keeps its cheapest object."""
     num_candidates = min(num_candidates, cost.size(-2))
-    wanted = ious.topk(num_candidates, dim=-2).values.sum(-2).long().clamp(min=1)
+    wanted = ious.topk(num_candidates, dim=-2).values.sum(-2).long().clamp(min=min_queries)
     cheapest = cost.topk(num_candidates, dim=-2, largest=False).indices
     ranks = torch.arange(num_candidates, device=cost.device)[:, None]
     claimed = torch.zeros_like(cost, dtype=torch.bool).scatter_(-2, cheapest, ranks < wanted[..., None, :])

@@ -108,7 +108,8 @@ def test_it_is_built_from_a_config():
     assert isinstance(TASK_UTILS.build(dict(type='DynamicKAssigner', cls_weight=2.0)), DynamicKAssigner)
 
 
-@pytest.mark.parametrize('wrong', [dict(num_candidates=0), dict(center_radius=0.0), dict(center_radius=-1.0)])
+@pytest.mark.parametrize('wrong', [dict(num_candidates=0), dict(center_radius=0.0), dict(center_radius=-1.0),
+                                   dict(min_queries=0), dict(min_queries=6), dict(min_queries=1.5)])
 def test_values_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DynamicKAssigner(**wrong)

@@ -23,8 +23,8 @@ def check(examples):
     return settings(deadline=None, derandomize=True, max_examples=examples)
 
 
-def match(logits, bboxes, objects, num_candidates=5):
-    return match_queries(logits, bboxes, objects, MatchCostWeights(), num_candidates)
+def match(logits, bboxes, objects, num_candidates=5, min_queries=1):
+    return match_queries(logits, bboxes, objects, MatchCostWeights(), num_candidates, min_queries)
 
 
 def match_one(logits, bboxes, gt_bboxes, labels, num_candidates=5):
@@ -253,12 +253,12 @@ def reference_costs(logits, bboxes, gt_bboxes, labels):
     return costs, ious
 
 
-def reference_first_phase(costs, ious, num_candidates):
+def reference_first_phase(costs, ious, num_candidates, min_queries):
     """Claims of each query after conflicts: a list of an object's index or None."""
     num_queries, num_objects = len(costs), len(costs[0])
     claims = [[] for _ in range(num_queries)]
     for m in range(num_objects):
-        k = max(1, int(sum(sorted((row[m] for row in ious), reverse=True)[:num_candidates])))
+        k = max(min_queries, int(sum(sorted((row[m] for row in ious), reverse=True)[:num_candidates])))
         for q in sorted(range(num_queries), key=lambda q: costs[q][m])[:k]:
             claims[q].append(m)
     return [None if not claimed else claimed[0] if len(claimed) == 1 else costs[q].index(min(costs[q]))
@@ -281,10 +281,10 @@ def repair_by_loops(owner, costs):
             owner[q] = min(claimed, key=lambda m: costs[q][m])
 
 
-def reference(logits, bboxes, gt_bboxes, labels, num_candidates=5):
+def reference(logits, bboxes, gt_bboxes, labels, num_candidates=5, min_queries=1):
     """The whole matching, and whether it needed repair."""
     costs, ious = reference_costs(logits.tolist(), bboxes.tolist(), gt_bboxes.tolist(), labels.tolist())
-    owner = reference_first_phase(costs, ious, num_candidates)
+    owner = reference_first_phase(costs, ious, num_candidates, min_queries)
     needs_repair = set(range(len(labels))) - set(owner)
     return [-1 if m is None else m for m in repair_by_loops(owner, costs)], bool(needs_repair)
 
@@ -301,23 +301,23 @@ def scene_in_double(generator, num_queries, num_objects, jitter, size):
     return logits, bboxes, gt_bboxes, torch.randint(3, (num_objects, ), generator=generator)
 
 
-def match_in_double(logits, bboxes, gt_bboxes, labels, num_candidates):
+def match_in_double(logits, bboxes, gt_bboxes, labels, num_candidates, min_queries=1):
     objects = single_image_objects(gt_bboxes, labels, IMG_SHAPE)
     objects = objects._replace(bboxes=gt_bboxes[None], img_whwh=objects.img_whwh.double())
-    return match(logits[None, None], bboxes[None, None], objects, num_candidates)[0, 0].tolist()
+    return match(logits[None, None], bboxes[None, None], objects, num_candidates, min_queries)[0, 0].tolist()
 
 
-@pytest.mark.parametrize('num_candidates', [1, 5, 10])
+@pytest.mark.parametrize(('num_candidates', 'min_queries'), [(1, 1), (5, 1), (10, 1), (5, 3), (12, 12)])
 @pytest.mark.parametrize('size', [2, 30])
 @pytest.mark.parametrize('jitter', [0.05, 0.3, 3.0])
-def test_the_matching_equals_plain_loops(jitter, size, num_candidates):
+def test_the_matching_equals_plain_loops(jitter, size, num_candidates, min_queries):
     generator = torch.Generator().manual_seed(0)
     repaired = []
     for _ in range(60):
         num_queries, num_objects = torch.randint(1, 16, (2, ), generator=generator).tolist()
         case = scene_in_double(generator, num_queries, num_objects, jitter, size)
-        expected, needed_repair = reference(*case, num_candidates)
-        assert match_in_double(*case, num_candidates) == expected
+        expected, needed_repair = reference(*case, num_candidates, min_queries)
+        assert match_in_double(*case, num_candidates, min_queries) == expected
         repaired.append(needed_repair)
     assert 3 <= sum(repaired) < 60  # both phases were compared
 
@@ -347,6 +347,14 @@ def test_the_sum_of_ious_is_rounded_down_and_at_least_one(ious, number):
     heights = torch.tensor(ious)[:, None] * torch.tensor([[0.0, 0.0, 0.0, 40.0]])
     bboxes = OBJECT * torch.tensor([1.0, 1.0, 1.0, 0.0]) + torch.tensor([[0.0, 0.0, 0.0, 30.0]]) + heights
     assert match_one(torch.zeros(len(ious), 1), bboxes, OBJECT, FIRST_CLASS).count(0) == number
+
+
+@pytest.mark.parametrize('least', [1, 3])
+def test_an_object_that_no_query_overlaps_takes_as_many_as_the_least(least):
+    bboxes = torch.tensor([[150.0 + place, 80, 160 + place, 90] for place in range(6)])
+    objects = single_image_objects(OBJECT, FIRST_CLASS, IMG_SHAPE)
+    index = match(torch.zeros(1, 1, 6, 2), bboxes[None, None], objects, min_queries=least)[0, 0]
+    assert index.tolist() == [0] * least + [-1] * (6 - least)  # the nearest ones
 
 
 def test_an_object_that_no_query_overlaps_takes_its_cheapest():

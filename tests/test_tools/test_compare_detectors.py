@@ -1,0 +1,150 @@
+"""mmdet-diffusion compare: several detectors, one of which cannot be tested, on a made set."""
+
+import csv
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+
+from mmdet_diffusion.testing import REPOSITORY, load_tool
+
+compare = load_tool('analysis_tools/compare_detectors.py')
+SHAPES = REPOSITORY / 'configs' / 'diffusiondet' / 'diffusiondet_r18_fpn_1xb4-4k_shapes.py'
+OURS = """
+_base_ = {base!r}
+test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root={data!r}))
+test_evaluator = dict(ann_file={data!r} + 'annotations/val.json')
+model = dict(channels_last=False, bbox_head=dict(num_proposals=10, num_stages=2), test_cfg=dict(num_proposals=None))
+"""
+FCOS = OURS.split('model =')[0] + """
+model = dict(_delete_=True, type='FCOS', data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32),
+    backbone=dict(type='ResNet', depth=18, base_channels=8, stem_channels=8),
+    neck=dict(type='FPN', in_channels=[8, 16, 32, 64], out_channels=16, num_outs=4),
+    bbox_head=dict(type='FCOSHead', num_classes=6, in_channels=16, feat_channels=16, stacked_convs=1,
+        strides=[4, 8, 16, 32], regress_ranges=((-1, 24), (24, 48), (48, 96), (96, 1e8)), norm_cfg=None),
+    test_cfg=dict(nms_pre=100, score_thr=0.0, nms=dict(type='nms', iou_threshold=0.6), max_per_img=20))
+"""
+
+
+@pytest.fixture(scope='module')
+def contest(tmp_path_factory):
+    """Configs and random weights of two detectors on a set of six pictures."""
+    register_all_modules(init_default_scope=True)
+    folder = tmp_path_factory.mktemp('contest')
+    make = load_tool('dataset_converters/make_shapes.py')
+    make.make_set(folder / 'shapes', num_train=1, num_val=6, size=64)
+    files = SimpleNamespace(folder=folder)
+    for name, text in dict(ours=OURS, fcos=FCOS).items():
+        path = folder / f'{name}.py'
+        path.write_text(text.format(base=str(SHAPES), data=f'{folder}/shapes/'))
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            model = MODELS.build(Config.fromfile(path).model)
+            torch.save(dict(state_dict=model.state_dict()), folder / f'{name}_{seed}.pth')
+        setattr(files, name, str(path))
+    log = folder / '20260101' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text('\n'.join(json.dumps(entry) for entry in (
+        dict(loss=3.0, time=0.5, iter=10), {'coco/bbox_mAP': 0.1, 'step': 10}, dict(loss=2.0, time=0.7, iter=20),
+        {'coco/bbox_mAP': 0.3, 'step': 20})) + '\n{"loss": 1.')
+    return files
+
+
+def arguments(contest, out, *extra):
+    files = [str(contest.folder / name) for name in ('ours_0.pth', 'ours_1.pth', 'fcos_0.pth', 'fcos_1.pth')]
+    return ['--detector', f'ours={contest.ours}', *files[:2], '--detector', f'fcos={contest.fcos}', files[2],
+            '--settings', '1x8', '2x12', '--seeds', '0', '1', '--num-draws', '30', '--device', 'cpu', '--out-dir',
+            str(out), *extra]
+
+
+@pytest.fixture(scope='module')
+def done(contest, tmp_path_factory):
+    """Where a comparison wrote, with a detector that has the weights of another."""
+    out = tmp_path_factory.mktemp('out')
+    wrong = ['--detector', f'wrong={contest.fcos}', str(contest.folder / 'ours_0.pth')]
+    assert compare.main(arguments(contest, out, *wrong)) == 0
+    return out
+
+
+def test_every_detector_and_setting_has_its_figures(done):
+    content = json.loads((done / 'compare.json').read_text())
+    found = {one['name']: one for one in content['detectors']}
+    assert list(found) == ['ours 1x8', 'ours 2x12', 'fcos']
+    assert [len(training) for training in found['ours 1x8']['metrics']['AP']] == [2, 2]
+    assert found['fcos']['metrics']['AP'] == [[pytest.approx(found['fcos']['metrics']['AP'][0][0])]]
+    assert len(content['differences']) == len(content['verdicts']) == 3
+    for one in found.values():
+        cost = one['cost']
+        assert 0 < cost['p50'] <= cost['p90'] <= cost['p99'] and cost['first'] > 0
+        assert cost['flops'] > 1e6 and cost['parameters'] > 1e4 and cost['peak_memory'] > 100
+        assert cost['training_seconds'] == pytest.approx(0.6)
+    assert found['ours 2x12']['cost']['flops'] > found['ours 1x8']['cost']['flops']
+
+
+def test_what_could_not_be_tested_is_named_and_the_rest_compared(done):
+    content = json.loads((done / 'compare.json').read_text())
+    assert 'not of this config' in content['failures']['wrong']
+    assert 'left out: wrong' in (done / 'compare.md').read_text()
+
+
+def test_the_page_stands_alone(done):
+    page = (done / 'compare.html').read_text()
+    assert page.count('src="data:image/png;base64,') == 4  # curves, and a sheet of each
+    assert 'src="http' not in page and 'href=' not in page
+    rows = list(csv.DictReader((done / 'compare.csv').open()))
+    assert len(rows) == 4 + 4 + 1 and {row['detector'] for row in rows} == {'ours 1x8', 'ours 2x12', 'fcos'}
+
+
+def test_a_deviation_is_printed_where_there_are_two_of_something(done):
+    lines = {line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[1:-1]]
+             for line in (done / 'compare.md').read_text().splitlines() if line.startswith('| ')}
+    text = (done / 'compare.md').read_text().split('## By class')[0]
+    fcos = next(line for line in text.splitlines() if line.startswith('| fcos'))
+    ours = next(line for line in text.splitlines() if line.startswith('| ours 1x8'))
+    assert fcos.endswith('|  |  |') and not ours.endswith('|  |  |')
+    assert 'ours 2x12' in lines
+
+
+def test_a_second_run_tests_nothing_again(contest, done, monkeypatch):
+    monkeypatch.setattr(compare, 'measured_memory', lambda *_: None)
+    before = {path: path.stat().st_mtime_ns for path in done.glob('cells/*/*.npz')}
+    figures = json.loads((done / 'compare.json').read_text())['detectors'][0]['metrics']
+    compare.main(arguments(contest, done))
+    assert {path: path.stat().st_mtime_ns for path in done.glob('cells/*/*.npz')} == before
+    assert json.loads((done / 'compare.json').read_text())['detectors'][0]['metrics'] == figures
+
+
+def refusal(*args):
+    with pytest.raises(SystemExit) as raised:
+        compare.main([str(arg) for arg in args])
+    return str(raised.value)
+
+
+def test_detectors_of_other_classes_or_images_are_refused(contest, tmp_path):
+    one = ['--detector', f'ours={contest.ours}', contest.folder / 'ours_0.pth', '--out-dir', tmp_path / 'out']
+    for key, value, words in (('metainfo', "dict(classes=('circle', 'b', 'c', 'd', 'e', 'f'))", 'has classes'),
+                              ('indices', '3', 'not tested on the same images')):
+        other = tmp_path / f'{key}.py'
+        other.write_text(f'_base_ = {contest.ours!r}\ntest_dataloader = dict(dataset=dict({key}={value}))\n')
+        assert words in refusal(*one, '--detector', f'other={other}', contest.folder / 'ours_0.pth')
+
+
+def test_what_is_missing_is_said_before_anything_runs(contest, tmp_path):
+    checkpoint = contest.folder / 'ours_0.pth'
+    assert 'names no checkpoint' in refusal('--detector', contest.ours)
+    assert 'none.pth' in refusal('--detector', contest.ours, tmp_path / 'none.pth')
+    assert 'two detectors have one name' in refusal('--detector', contest.ours, checkpoint, '--detector', contest.ours,
+                                                    checkpoint)
+    assert 'diffusiondet_r50_fpn_coco' in refusal('--detector', 'diffusiondet_r50_fpn_coco', checkpoint)
+
+
+def test_it_is_a_command_with_help():
+    done = subprocess.run([sys.executable, '-m', 'mmdet_diffusion', 'compare', '--help'], cwd=REPOSITORY,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and '--detector' in done.stdout and '--peak-memory' not in done.stdout

@@ -1,0 +1,121 @@
+"""Compare detectors of MMDetection's on one data set: accuracy with intervals of the differences, cost, errors.
+
+Each --detector is a config and one or more checkpoints, of trainings that differ in their seed; NAME=CONFIG names it.
+Those with a dial (DiffusionDet) are tested at all --settings with all --seeds. Writes one HTML page, Markdown, CSV and
+JSON. A run that was ended goes on where it stopped; what fails is named, and the rest is compared.
+
+Example:
+    mmdet-diffusion compare --detector ours=CONFIG iter_1.pth iter_2.pth --detector retina=CONFIG iter_1.pth \
+        --settings 1x100 4x300 --seeds 0 1 2 --out-dir work_dirs/compare
+"""
+
+import mmdet_diffusion  # noqa: F401  isort: skip  first: it makes the operators of mmcv available
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+
+from mmdet_diffusion.config_zoo import with_config_path
+from mmdet_diffusion.evaluation.contest import Contest, Entry, load_model, test_loader
+from mmdet_diffusion.evaluation.contest_report import ContestReport, write_contest
+from mmdet_diffusion.evaluation.cost_card import machine, peak_memory
+from mmdet_diffusion.evaluation.dial_settings import DialSetting
+from mmdet_diffusion.host_memory import keep_freed_memory
+from mmdet_diffusion.input_checks import refuse_missing_checkpoint, refuse_missing_device
+
+QUICK_IMAGES, QUICK_DRAWS, QUICK_TIMED = 40, 100, 6
+
+
+def setting(text: str) -> DialSetting:
+    """``4x100`` to a setting of 4 steps and 100 boxes."""
+    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f'{text!r} is not STEPSxBOXES, such as 4x100')
+    return DialSetting(int(match[1]), int(match[2]))
+
+
+def entry(words: list[str]) -> Entry:
+    """``[NAME=]CONFIG CHECKPOINT ...``."""
+    name, separator, path = words[0].rpartition('=')
+    if len(words) < 2:
+        raise SystemExit(f'--detector {words[0]} names no checkpoint; train one with '
+                         f'`mmdet-diffusion train {path}` first')
+    for checkpoint in words[1:]:
+        refuse_missing_checkpoint(checkpoint)
+    return Entry(name if separator else Path(path).stem, Config.fromfile(*with_config_path([path])),
+                 [Path(checkpoint) for checkpoint in words[1:]])
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--detector', nargs='+', action='append', required=True,
+                        metavar=('[NAME=]CONFIG', 'CHECKPOINT'), dest='detectors')
+    parser.add_argument('--settings', nargs='+', type=setting, default=[], metavar='STEPSxBOXES',
+                        help="of detectors with a dial; default: the config's")
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='of sampling')
+    parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/compare'))
+    parser.add_argument('--num-draws', type=int, default=1000, help='of the bootstrap over images')
+    parser.add_argument('--quick', action='store_true', help='few images and draws, to see that all runs')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--peak-memory', action='store_true', help=argparse.SUPPRESS)  # of one, in a process of its own
+    return parser.parse_args(argv)
+
+
+def print_peak_memory(args: argparse.Namespace) -> None:
+    """MiB of this process once it has tested one image."""
+    one = entry(args.detectors[0])
+    sample = test_loader(one.config, 1).dataset[0]
+    model = load_model(one, one.checkpoints[0], torch.device(args.device))
+    if args.settings:
+        model.bbox_head.test_cfg = dict(model.bbox_head.test_cfg or {}, **args.settings[0].values())
+    with torch.no_grad():
+        model.test_step(pseudo_collate([sample]))
+    print(peak_memory())
+
+
+def measured_memory(args: argparse.Namespace, words: list[str], at: DialSetting | None) -> int | None:
+    """What :func:`print_peak_memory` prints in a fresh process; None where that fails."""
+    command = [sys.executable, __file__, '--peak-memory', '--device', args.device, '--detector', *words[:2]]
+    command += ['--settings', f'{at.steps}x{at.boxes}'] if at else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    args = parse_args(argv)
+    refuse_missing_device(args.device)
+    if args.peak_memory:
+        print_peak_memory(args)
+        return 0
+    keep_freed_memory()
+    entries = [entry(words) for words in args.detectors]
+    names = [one.name for one in entries]
+    if len(set(names)) < len(names):
+        raise SystemExit(f'two detectors have one name among {", ".join(names)}: name them, NAME=CONFIG')
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    contest = Contest(entries, args.out_dir, settings=args.settings, seeds=args.seeds, device=torch.device(args.device),
+                      num_images=QUICK_IMAGES if args.quick else 0, num_timed=QUICK_TIMED if args.quick else 40)
+    outcomes, failures = contest.run()
+    if not outcomes:
+        raise SystemExit('no detector could be tested')
+    words = {one.name: given for one, given in zip(entries, args.detectors, strict=True)}
+    for outcome in outcomes:
+        name = max((name for name in names if outcome.name.startswith(name)), key=len)
+        at = next((one for one in args.settings if outcome.name == f'{name} {one.label}'), None)
+        outcome.cost['peak_memory'] = measured_memory(args, words[name], at)
+    report = ContestReport(outcomes, failures, contest.truth, machine=machine(contest.device),
+                           num_draws=QUICK_DRAWS if args.quick else args.num_draws)
+    print(write_contest(report, args.out_dir))
+    print(f'the page: {args.out_dir / "compare.html"}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
