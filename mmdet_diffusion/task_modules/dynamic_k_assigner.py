@@ -23,8 +23,8 @@ class DynamicKAssigner(BaseAssigner):
         gamma (float): focal gamma of the class cost.
         center_radius (float): a query's centre counts as near an object up to this many object sizes from its centre.
         num_candidates (int): how many of an object's highest IoUs add up to its k.
-        min_queries (int): k is at least this. While boxes are far from the objects their IoUs add up to less than 1, and
-            an object has one query to learn from.
+        min_queries (int): k is at least this. While boxes are far from the objects their IoUs add up to less than 1,
+            and an object has one query to learn from.
 
     Raises:
         ValueError: if ``num_candidates`` is less than 1, ``min_queries`` is not between 1 and that, or
