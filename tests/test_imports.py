@@ -20,7 +20,7 @@ MAY_IMPORT = dict(
     input_checks={'hooks', 'half_precision'}, launch={'config_zoo', 'host_memory', 'input_checks'},
     prediction={'input_checks'}, operator_count=set(), half_precision=set(),
     annotation_categories={'annotation_faults'}, annotation_faults=set(), loops=set(),
-    backbones=set(), evaluation=TASK | PARTS | {'heads', 'detectors'},
+    backbones=set(), evaluation=TASK | PARTS | {'heads', 'detectors', 'input_checks', 'prediction'},
     optim={'half_precision'}, __main__=set(), deployment=TASK | PARTS | {'heads'},
     __init__={
         'backbones', 'config_zoo', 'installation', 'detectors', 'heads', 'hooks', 'loops', 'losses', 'optim',

@@ -205,6 +205,27 @@ def test_the_dial_has_a_row_per_setting_and_a_second_run_computes_nothing_again(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob('cells/*/*.npz')} == times
 
 
+def test_the_dial_gives_the_figures_of_another_evaluator_too(checkpoint, options, tmp_path):
+    config = tmp_path / 'voc.py'
+    config.write_text(f'_base_ = {str(REPOSITORY / CONFIG)!r}\n'
+                      "test_evaluator = dict(_delete_=True, type='VOCMetric', metric='mAP', eval_mode='11points')\n")
+    mine = [option for option in options if not option.startswith('test_evaluator')]
+    run(OURS / 'analysis_tools' / 'dial.py', config, checkpoint, '--settings', '1x20', '--num-draws', '10', '--out-dir',
+        tmp_path / 'out', '--cfg-options', *mine)
+    metrics = json.loads((tmp_path / 'out' / 'dial.json').read_text())['settings'][0]['metrics']
+    assert {'AP', 'AP50', 'pascal_voc/mAP'} <= set(metrics)
+
+
+def test_the_dial_names_a_set_without_objects_before_it_tests(checkpoint, options, shapes, tmp_path):
+    content = json.loads((shapes / 'annotations' / 'val.json').read_text())
+    (tmp_path / 'empty.json').write_text(json.dumps(dict(content, annotations=[])))
+    printed = run(OURS / 'analysis_tools' / 'dial.py', CONFIG, checkpoint, '--settings', '1x20', '--out-dir',
+                  tmp_path / 'out', '--cfg-options', *options,
+                  f'test_dataloader.dataset.ann_file={tmp_path}/empty.json', code=1)
+    assert re.search(r'empty\.json has no object of circle.*nothing to score by', printed)
+    assert not (tmp_path / 'out').exists()
+
+
 def test_the_dial_refuses_a_checkpoint_of_another_model(options, tmp_path):
     torch.save(dict(state_dict=torch.nn.Linear(1, 1).state_dict()), tmp_path / 'other.pth')
     printed = run(OURS / 'analysis_tools' / 'dial.py', CONFIG, tmp_path / 'other.pth', '--settings', '1x20',

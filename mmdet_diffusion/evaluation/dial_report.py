@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
+from pycocotools.coco import COCO
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -16,7 +17,7 @@ from .average_precision import match_detections
 from .bootstrap import Contestant, Interval, difference, interval, sentence
 from .detection_records import ImageDetections
 from .dial_settings import DialSetting
-from .ground_truth import coco_detections, ground_truth
+from .ground_truth import coco_detections
 from .other_metrics import evaluate_records, is_coco_box_ap
 from .shared_features import percentiles
 
@@ -62,15 +63,19 @@ class DialReport(NamedTuple):
 
     @classmethod
     def of_records(cls, records: Mapping[DialSetting, Sequence[Sequence[ImageDetections]]], *, seeds: Sequence[int],
-                   model: nn.Module, loader: DataLoader, evaluator: dict | list[dict], num_draws: int,
-                   trained_boxes: int) -> 'DialReport':
-        """Score the records of all settings, a list of images for each seed."""
-        dataset = loader.dataset
-        try:
-            truth = ground_truth(dataset)
-        except ValueError as error:
-            print(f'no interval: {error}')
-            truth = None
+                   truth: COCO | None, model: nn.Module, loader: DataLoader, evaluator: dict | list[dict],
+                   num_draws: int) -> 'DialReport':
+        """Score the records of all settings, a list of images for each seed.
+
+        Args:
+            records (Mapping[DialSetting, Sequence[Sequence[ImageDetections]]]): of all settings.
+            seeds (Sequence[int]): of sampling.
+            truth (COCO | None): of :func:`ground_truth`; None: by the evaluator alone.
+            model (nn.Module): the detector.
+            loader (DataLoader): of the test set, in its order.
+            evaluator (dict | list[dict]): ``test_evaluator`` of the config.
+            num_draws (int): of the bootstrap.
+        """
         rows, contestants = [], {}
         for setting, runs in records.items():
             metrics, found = {}, None
@@ -87,7 +92,8 @@ class DialReport(NamedTuple):
                             mean(heads)))
         metric = 'AP' if truth is not None else next((name for name in rows[0].metrics if 'AP' in name),
                                                      next(iter(rows[0].metrics)))
-        return cls(rows, metric, _comparisons(contestants, num_draws), len(dataset), seeds, loader.batch_size or 1)
+        comparisons = _comparisons(contestants, num_draws)
+        return cls(rows, metric, comparisons, len(loader.dataset), seeds, loader.batch_size or 1)
 
     def points(self) -> list[pareto.Point]:
         """Settings that are meant to be used, for the plot."""

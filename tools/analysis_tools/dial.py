@@ -19,15 +19,20 @@ from pathlib import Path
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, DictAction
+from mmengine.dataset import BaseDataset
+from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils import ProgressBar
+from pycocotools.coco import COCO
 
 from mmdet_diffusion.detectors import DiffusionDet
 from mmdet_diffusion.evaluation.content_key import code_digest, data_digest, weights_digest
 from mmdet_diffusion.evaluation.detection_records import CellRecords
 from mmdet_diffusion.evaluation.dial_report import DialReport, write_report
 from mmdet_diffusion.evaluation.dial_settings import CONTROLS, DialSetting, grid
+from mmdet_diffusion.evaluation.ground_truth import ground_truth
+from mmdet_diffusion.evaluation.other_metrics import is_coco_box_ap
 from mmdet_diffusion.evaluation.shared_features import test_cells
 from mmdet_diffusion.host_memory import keep_freed_memory
 from mmdet_diffusion.input_checks import refuse_missing_data, refuse_missing_device
@@ -70,7 +75,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--out-dir', type=Path, help='default: work_dirs/dial/NAME_OF_CONFIG')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.seeds = list(dict.fromkeys(args.seeds))  # the same one twice is no second draw
+    return args
 
 
 def load(args: argparse.Namespace) -> tuple[Config, DiffusionDet]:
@@ -101,6 +108,21 @@ def wanted(args: argparse.Namespace, model: DiffusionDet) -> list[DialSetting]:
     return settings
 
 
+def scored_objects(dataset: BaseDataset) -> COCO | None:
+    """The objects of a test set; None where COCO's AP does not fit it and its own evaluator alone can score."""
+    if not len(dataset):
+        raise SystemExit(f'{dataset.ann_file} has no image to test on')
+    try:
+        truth = ground_truth(dataset)
+    except ValueError as error:
+        print(f'no intervals: {error}')
+        return None
+    if not truth.dataset['annotations']:
+        raise SystemExit(f'{dataset.ann_file} has no object of {", ".join(dataset.metainfo["classes"])}: there is '
+                         'nothing to score by')
+    return truth
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
     args = parse_args(argv)
@@ -110,10 +132,10 @@ def main(argv: list[str] | None = None) -> int:
         settings = wanted(args, model)
     except ValueError as error:
         raise SystemExit(str(error)) from error
+    if not is_coco_box_ap(config.test_evaluator):
+        Evaluator(config.test_evaluator)  # a wrong one shows now
     loader = Runner.build_dataloader(config.test_dataloader)
-    dataset = loader.dataset
-    if not len(dataset):
-        raise SystemExit(f'{dataset.ann_file} has no image to test on')
+    dataset, truth = loader.dataset, scored_objects(loader.dataset)
     out = args.out_dir or Path('work_dirs', 'dial', Path(args.config).stem)
     made_of = dict(
         weights=weights_digest(model.state_dict()), data=data_digest(map(dataset.get_data_info, range(len(dataset)))),
@@ -127,8 +149,8 @@ def main(argv: list[str] | None = None) -> int:
     print(flush=True)
     report = DialReport.of_records(
         {one: [cells[one, seed].read(num_chunks) for seed in args.seeds] for one in settings},
-        seeds=args.seeds, model=model, loader=loader, evaluator=config.test_evaluator, num_draws=args.num_draws,
-        trained_boxes=model.bbox_head.num_proposals)
+        seeds=args.seeds, truth=truth, model=model, loader=loader, evaluator=config.test_evaluator,
+        num_draws=args.num_draws)
     text = write_report(report, out, title=f'{Path(args.config).stem}, {Path(args.checkpoint).name}',
                         device=args.device, under_ms=args.under_ms)
     print(text)
