@@ -11,7 +11,9 @@ from PIL import Image
 from . import pictures, sampling
 from .engines import ENGINES
 from .errors import ExportError
+from .even_noise import even_noise
 from .folder import read_folder
+from .frames import frame_of
 from .memory import refuse_too_many
 from .noise import DrawNormal, given_noise, image_noise
 from .post_processing import Detections, best_pairs, finish, merge_steps
@@ -54,7 +56,7 @@ class OnnxDetector:
         self.classes = self.sampler['classes']
         self.engine = ENGINES[engine](Path(folder), num_threads)
 
-    def detect(self, image: Picture, *, steps: int | None = None, boxes: int | None = None, seed: int = 0,
+    def detect(self, image: Picture, *, steps: int | None = None, boxes: int | None = None, seed: int | None = None,
                name: str | None = None, noise: np.ndarray | None = None, score_thr: float = 0.0) -> Detections:
         """Find objects in a picture.
 
@@ -62,7 +64,8 @@ class OnnxDetector:
             image (Picture): path, Pillow image, or uint8 RGB array of shape (h, w, 3).
             steps (int | None): of sampling. None: as exported.
             boxes (int | None): to start from. None: as exported.
-            seed (int): of the noise; the same seed and name give the draws that torch makes for them.
+            seed (int | None): of the noise; the same seed and name give the draws that torch makes for them. None: as
+                exported, else 0.
             name (str | None): of the picture, for the noise. None: the file's name, or none.
             noise (np.ndarray | None): instead of a seed, shape (draws, boxes, 4), see :func:`noise.given_noise`.
             score_thr (float): detections at or below it are left out.
@@ -78,8 +81,8 @@ class OnnxDetector:
                                  score_thr=score_thr)[0]
 
     def detect_batch(self, images: Sequence[Picture], *, steps: int | None = None, boxes: int | None = None,
-                     seed: int = 0, names: Sequence[str | None] | None = None, noise: np.ndarray | None = None,
-                     score_thr: float = 0.0) -> list[Detections]:
+                     seed: int | None = None, names: Sequence[str | None] | None = None,
+                     noise: np.ndarray | None = None, score_thr: float = 0.0) -> list[Detections]:
         """As :meth:`detect`, of several pictures at once; ``noise`` has the shape (draws, B, boxes, 4)."""
         prepared = [pictures.prepare(pictures.read_picture(image), self.sampler['input']) for image in images]
         walk = self.sample(prepared, steps, boxes, seed, _names(images, names), noise)
@@ -92,7 +95,7 @@ class OnnxDetector:
         # Once more: soft suppression lowers scores.
         return [Detections(*(values[one.scores > np.float32(score_thr)] for values in one)) for one in found]
 
-    def steps(self, image: Picture, *, steps: int | None = None, boxes: int | None = None, seed: int = 0,
+    def steps(self, image: Picture, *, steps: int | None = None, boxes: int | None = None, seed: int | None = None,
               name: str | None = None, noise: np.ndarray | None = None) -> Iterator[SamplingStep]:
         """The way from noise to objects, step by step; arguments as of :meth:`detect`.
 
@@ -105,27 +108,29 @@ class OnnxDetector:
         for step in self.sample([prepared], steps, boxes, seed, _names([image], [name]), noise):
             yield SamplingStep(step.t, step.noisy_bboxes[0] / scale, step.logits[0], step.bboxes[0] / scale)
 
-    def sample(self, prepared: list[pictures.Prepared], steps: int | None, boxes: int | None, seed: int,
+    def sample(self, prepared: list[pictures.Prepared], steps: int | None, boxes: int | None, seed: int | None,
                names: Sequence[str], noise: np.ndarray | None) -> Iterator[BatchStep]:
         """The reverse process (arXiv:2211.09788, Alg. 2) of a batch, in pixels of the network input."""
         if not prepared:
             return
         steps, boxes = self.checked('steps', steps), self.checked('boxes', boxes)
         refuse_too_many(len(prepared), boxes, self.sampler['limits'])
+        seed = (self.sampler['sampling'].get('seed') or 0) if seed is None else seed
         draw: DrawNormal = image_noise(seed, names) if noise is None else given_noise(noise, boxes)
         levels = self.engine.features(pictures.batch(prepared, self.sampler['input']))
         whwh = np.array([[*one.size, *one.size] for one in prepared], dtype=np.float32)
-        scale, settings = self.sampler['diffusion']['signal_scale'], self.sampler['sampling']
-        x_t = draw(boxes)
+        frame, settings = frame_of(self.sampler['diffusion']), self.sampler['sampling']
+        is_even = settings.get('start_noise', 'random') == 'even' and noise is None
+        x_t = even_noise(draw(1), boxes) if is_even else draw(boxes)
         if x_t.shape[0] != len(prepared):
             raise ExportError(f'noise is of {x_t.shape[0]} pictures, not of {len(prepared)}')
         for step in sampling.coefficients(self.sampler['diffusion']['alpha_bar'], steps, settings['eta']):
-            noisy = sampling.decode(x_t, whwh, scale)
+            noisy = frame.decode(x_t, whwh)
             logits, bboxes = self.engine.refine(levels, noisy, np.full(len(prepared), step.t, dtype=np.int64))
             yield BatchStep(step.t, noisy, logits, bboxes)
             if step.t_next < 0:
                 return
-            x_t = sampling.ddim_step(x_t, sampling.encode(bboxes, whwh, scale), step, draw(boxes))
+            x_t = sampling.ddim_step(x_t, frame.encode(bboxes, whwh), step, draw(boxes))
             if settings['renewal_score_thr'] is not None:
                 x_t = sampling.renew(x_t, logits, settings['renewal_score_thr'], draw(boxes))
 

@@ -30,14 +30,14 @@ class ExportPredictor:
         score_thr (float): detections that do not score above it are left out.
         steps (int | None): of sampling. None: as exported.
         boxes (int | None): to start from. None: as exported.
-        seed (int): of the noise.
+        seed (int | None): of the noise. None: as exported, else 0.
 
     Raises:
         SystemExit: if the folder cannot be used, or a setting is out of range.
     """
 
     def __init__(self, folder: str, *, engine: str, score_thr: float, steps: int | None, boxes: int | None,
-                 seed: int) -> None:
+                 seed: int | None) -> None:
         try:
             self.detector = OnnxDetector(folder, engine=engine)
             self.detector.checked('steps', steps)

@@ -1,4 +1,4 @@
-"""The reverse process on arrays: boxes as signal, DDIM (Song et al. 2021, arXiv:2010.02502, Eq. (12)), box renewal."""
+"""The reverse process on arrays: DDIM (Song et al. 2021, arXiv:2010.02502, Eq. (12)) and box renewal."""
 
 import math
 from typing import NamedTuple
@@ -74,21 +74,6 @@ def ddim_step(x_t: np.ndarray, x_start: np.ndarray, step: Coefficients, noise: n
     estimate = (x_t - np.float32(step.present_signal) * x_start) / np.float32(step.present_noise)
     return (np.float32(step.signal) * x_start + np.float32(step.kept) * estimate
             + np.float32(step.fresh) * noise)
-
-
-def encode(bboxes: np.ndarray, whwh: np.ndarray, scale: float) -> np.ndarray:
-    """Boxes, absolute xyxy in pixels, shape (B, N, 4), to signal in [-scale, scale]; ``whwh`` has shape (B, 4)."""
-    x1, y1, x2, y2 = np.moveaxis(bboxes / whwh[:, None], -1, 0)
-    cxcywh = np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], axis=-1)
-    return np.clip((cxcywh * 2 - 1) * np.float32(scale), -scale, scale).astype(np.float32)
-
-
-def decode(signal: np.ndarray, whwh: np.ndarray, scale: float) -> np.ndarray:
-    """Signal, clamped first, to boxes, absolute xyxy in pixels, float32, shape (B, N, 4)."""
-    cx, cy, width, height = np.moveaxis((np.clip(signal, -scale, scale) / np.float32(scale) + 1) / 2, -1, 0)
-    half_width, half_height = np.float32(0.5) * width, np.float32(0.5) * height
-    corners = np.stack([cx - half_width, cy - half_height, cx + half_width, cy + half_height], axis=-1)
-    return (corners * whwh[:, None]).astype(np.float32)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

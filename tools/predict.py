@@ -175,7 +175,7 @@ def build_predictor(args: argparse.Namespace):
         from diffusiondet_runtime.prediction import ExportPredictor
 
         return ExportPredictor(args.config, engine=args.engine or 'onnxruntime', score_thr=args.score_thr,
-                               steps=args.steps, boxes=args.boxes, seed=args.seed or 0)
+                               steps=args.steps, boxes=args.boxes, seed=args.seed)
     import torch
 
     from mmdet_diffusion import input_checks, launch

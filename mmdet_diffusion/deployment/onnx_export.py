@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from diffusiondet_runtime.folder import FEATURES, REFINE, SAMPLER, sha256
 
 from ..roi_extractors import PyramidRoIExtractor
+from ..task_modules import SizeBBoxCoder
 from .graphs import FeatureGraph, RefinementGraph, UnrolledGraph
 from .tracing import export_graph
 
@@ -82,6 +83,9 @@ def write_features_and_refinement(detector: nn.Module, folder: Path, metadata: d
 
 def write_unrolled(detector: nn.Module, folder: Path, metadata: dict[str, str], steps: int, boxes: int) -> None:
     """The third graph: steps and boxes are fixed, batch, height and width are not."""
+    if isinstance(detector.bbox_head.box_sampler.coder, SizeBBoxCoder):
+        raise ValueError('the unrolled graph cannot hold box_sampler.coder=SizeBBoxCoder: ONNX has no quantile of the '
+                         'normal law; leave out --unrolled, the run-time computes it')
     settings = detector.bbox_head.sampling_settings()._replace(sampling_timesteps=steps, num_proposals=boxes)
     graph = UnrolledGraph(detector, settings)
     height, width = EXAMPLE_SIZE

@@ -85,7 +85,8 @@ def torch_steps(detector: nn.Module, images: np.ndarray, size: tuple[int, int], 
                 steps: int) -> list[SamplingStep]:
     """The reverse process in torch, of a batch of images that all have one size before padding."""
     head = detector.bbox_head
-    settings = head.sampling_settings()._replace(num_proposals=noise.shape[2], sampling_timesteps=steps)
+    settings = head.sampling_settings()._replace(num_proposals=noise.shape[2], sampling_timesteps=steps,
+                                                 start_noise='random')  # the noise is given
     tape = iter(torch.from_numpy(noise))
     whwh = torch.tensor([[*size, *size]] * len(images), dtype=torch.float32)
     features = detector.extract_feat(torch.from_numpy(images))

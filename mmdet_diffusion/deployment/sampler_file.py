@@ -12,7 +12,7 @@ from diffusiondet_runtime.folder import SCHEMA_VERSION
 from diffusiondet_runtime.sampling import coefficients
 
 from ..sampling_settings import SamplingSettings
-from ..task_modules import SignalBBoxCoder
+from ..task_modules import SignalBBoxCoder, SizeBBoxCoder
 
 SIZE_DIVISOR = 32  # what the graphs' sizes are multiples of
 LISTED_STEPS = (1, 2, 4, 8)  # numbers of steps whose coefficients are written out
@@ -36,12 +36,6 @@ def sampler_content(config: Config, detector: nn.Module, classes: Sequence[str],
     """
     head = detector.bbox_head
     settings, schedule = head.sampling_settings(), head.box_sampler.schedule
-    if not isinstance(head.box_sampler.coder, SignalBBoxCoder):
-        raise ValueError(f'box_sampler.coder is {type(head.box_sampler.coder).__name__}, a frame that the run-time '
-                         'does not know; models with signal_scale alone can be exported')
-    if settings.start_noise != 'random':
-        raise ValueError(f'test_cfg.start_noise is {settings.start_noise!r}, which the run-time cannot draw; export '
-                         'with --cfg-options model.test_cfg.start_noise=random')
     alpha_bar = schedule.alpha_bar.tolist()
     listed = sorted({*LISTED_STEPS, settings.sampling_timesteps})
     steps = {str(number): [step._asdict() for step in coefficients(alpha_bar, number, settings.eta)]
@@ -50,11 +44,22 @@ def sampler_content(config: Config, detector: nn.Module, classes: Sequence[str],
         schema_version=SCHEMA_VERSION, checkpoint=checkpoint, config=Path(config.filename or '').stem,
         classes=list(classes), input=input_rule(config, detector),
         levels=list(head.roi_extractor.featmap_strides),
-        diffusion=dict(signal_scale=head.box_sampler.coder.signal_scale, alpha_bar=alpha_bar, steps=steps),
+        diffusion=dict(_frame(head.box_sampler.coder), alpha_bar=alpha_bar, steps=steps),
         sampling=dict(steps=settings.sampling_timesteps, boxes=settings.num_proposals, eta=settings.eta,
+                      start_noise=settings.start_noise, seed=settings.seed,
                       renewal_score_thr=settings.renewal_score_thr, ensemble=settings.ensemble),
         post_processing=post_processing(settings),
         limits=dict(size_divisor=SIZE_DIVISOR, max_steps=len(alpha_bar), **memory_limits(head)))
+
+
+def _frame(coder: nn.Module) -> dict:
+    """What the run-time needs to know of how boxes become signal."""
+    if isinstance(coder, SizeBBoxCoder):
+        return dict(sizes=dict(log_scale=list(coder.log_scale), log_aspect=list(coder.log_aspect)))
+    if isinstance(coder, SignalBBoxCoder):
+        return dict(signal_scale=coder.signal_scale)
+    raise ValueError(f'box_sampler.coder is {type(coder).__name__}, a frame that the run-time does not know; models '
+                     'with signal_scale or SizeBBoxCoder can be exported')
 
 
 def post_processing(settings: SamplingSettings) -> dict:

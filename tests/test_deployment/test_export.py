@@ -12,7 +12,7 @@ from exports import CLASSES, config_of_tests, export, small_detector
 from golden_recordings import one_thread  # noqa: F401  acts by being here
 from PIL import Image
 
-from diffusiondet_runtime import ExportError, OnnxDetector, engines
+from diffusiondet_runtime import ExportError, OnnxDetector, engines, pictures
 from diffusiondet_runtime.folder import sha256
 from mmdet_diffusion.deployment import parity_check
 from mmdet_diffusion.deployment.onnx_export import refuse_unexportable
@@ -25,6 +25,7 @@ from mmdet_diffusion.deployment.parity_check import (
     torch_steps,
 )
 from mmdet_diffusion.deployment.sampler_file import input_rule
+from mmdet_diffusion.task_modules import image_noise
 from mmdet_diffusion.testing import REPOSITORY
 
 LOGITS, PIXELS = 1e-3, 0.05
@@ -132,6 +133,44 @@ def test_seeds_draw_in_both_as_in_torch(detector, exported):
 def parity_seed(seed, name):
     from mmdet_diffusion.task_modules.start_noise import _image_seed
     return _image_seed(seed, dict(img_id=name))
+
+
+@pytest.fixture(scope='module')
+def sized():
+    """A detector whose noise has the sizes of a data set, evenly spread, with a seed of its own."""
+    coder = dict(type='SizeBBoxCoder', log_scale=(-1.7, 0.3), log_aspect=(-0.1, 0.1))
+    detector = small_detector(box_sampler=dict(signal_scale=None, padding='start', coder=coder))
+    detector.bbox_head.test_cfg = dict(detector.bbox_head.test_cfg, start_noise='even', seed=5)
+    return detector
+
+
+@pytest.mark.parametrize('steps', [1, 4])
+def test_noise_of_the_sizes_of_a_data_set_walks_as_in_torch(sized, tmp_path, steps):
+    exported = OnnxDetector(export(sized, tmp_path / 'exported'), num_threads=1)
+    picture = check_picture((160, 96))
+    walk = list(exported.steps(picture, boxes=30, steps=steps, name='a.jpg'))
+    prepared = pictures.prepare(picture, exported.sampler['input'])
+    images, head = torch.from_numpy(pictures.batch([prepared], exported.sampler['input'])), sized.bbox_head
+    settings = head.sampling_settings()._replace(num_proposals=30, sampling_timesteps=steps)
+    with torch.no_grad():
+        expected = list(head.sampling_steps(sized.extract_feat(images), torch.tensor([[160.0, 96, 160, 96]]), settings,
+                                            image_noise(5, [dict(img_id='a.jpg')], torch.device('cpu'))))
+    assert len(walk) == len(expected) == steps
+    for one, other in zip(walk, expected, strict=True):
+        np.testing.assert_allclose(one.noisy_bboxes, other.noisy_bboxes[0].numpy(), atol=0.05, rtol=0)
+        np.testing.assert_allclose(one.logits, other.cls_scores[0].numpy(), atol=1e-2, rtol=0)
+    others = next(exported.steps(picture, boxes=30, steps=1, name='a.jpg', seed=0))
+    assert np.abs(others.noisy_bboxes - walk[0].noisy_bboxes).max() > 1  # the config's seed is not 0
+
+
+def test_its_own_check_holds_for_noise_of_such_sizes(sized, tmp_path):
+    figures = check_export(sized, export(sized, tmp_path / 'exported'), check_picture((160, 96)), boxes=30)
+    assert len(figures) > 4 and all(figure.holds for figure in figures), [str(figure) for figure in figures]
+
+
+def test_what_onnx_cannot_hold_of_it_is_named_with_the_cure(sized, tmp_path):
+    with pytest.raises(ValueError, match='SizeBBoxCoder.*leave out --unrolled'):
+        export(sized, tmp_path / 'exported', unrolled=(2, 10))
 
 
 def test_a_batch_finds_what_single_pictures_find(exported):

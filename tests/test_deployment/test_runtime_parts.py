@@ -11,12 +11,14 @@ from mmcv.ops import batched_nms
 from mmengine.structures import InstanceData
 from PIL import Image
 
-from diffusiondet_runtime import ExportError, memory, pictures, post_processing, sampling
+from diffusiondet_runtime import ExportError, even_noise, memory, pictures, post_processing, sampling
+from diffusiondet_runtime.frames import frame_of
 from mmdet_diffusion import post_processing as torch_post
 from mmdet_diffusion.diffusion import ddim_step, sampling_time_pairs
 from mmdet_diffusion.heads import SamplingSettings
 from mmdet_diffusion.structures import Detections
 from mmdet_diffusion.task_modules import DiffusionBoxSampler
+from mmdet_diffusion.task_modules import even_noise as torch_even_noise
 
 WHWH = torch.tensor([[640.0, 480, 640, 480], [333, 500, 333, 500]])
 
@@ -43,18 +45,40 @@ def test_coefficients_and_times_are_those_of_torch(steps, eta):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_one_denoising_step_is_that_of_torch():
-    sampler = DiffusionBoxSampler()
+SIZES = dict(log_scale=[-1.7, 0.33], log_aspect=[-0.1, 0.1])
+
+
+@pytest.mark.parametrize(('sampler', 'written'), [
+    (dict(), dict(signal_scale=2.0)), (dict(coder=dict(type='SizeBBoxCoder', **SIZES)), dict(sizes=SIZES))],
+                         ids=['signal', 'sizes'])
+def test_one_denoising_step_is_that_of_torch(sampler, written):
+    sampler, frame = DiffusionBoxSampler(**sampler), frame_of(written)
     x_t, noise = normal(2, 2, 50, 4)
     bboxes = sampler.decode(normal(2, 50, 4) * 2, WHWH)
     step = sampling.coefficients(sampler.schedule.alpha_bar.tolist(), 4, 1.0)[1]
     expected = sampler.denoise(x_t, bboxes, WHWH, (step.t, step.t_next), 1.0, noise)
-    x_start = sampling.encode(bboxes.numpy(), WHWH.numpy(), 2.0)
+    x_start = frame.encode(bboxes.numpy(), WHWH.numpy())
     got = sampling.ddim_step(x_t.numpy(), x_start, step, noise.numpy())
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected.numpy(), rtol=0, atol=2e-6)
-    np.testing.assert_allclose(sampling.decode(got, WHWH.numpy(), 2.0), sampler.decode(expected, WHWH).numpy(), rtol=0,
+    np.testing.assert_allclose(frame.decode(got, WHWH.numpy()), sampler.decode(expected, WHWH).numpy(), rtol=0,
                                atol=1e-3)
+
+
+@pytest.mark.parametrize('side', [1e-9, 0.0])
+def test_boxes_without_area_and_outside_the_image_have_the_signal_of_torch(side):
+    sampler, frame = DiffusionBoxSampler(coder=dict(type='SizeBBoxCoder', **SIZES)), frame_of(dict(sizes=SIZES))
+    boxes = torch.tensor([[[10, 10, 10 + side, 10 + side], [-50, -50, 0, 0], [700, 500, 900, 800.0]]]).expand(2, -1, -1)
+    expected = sampler.coder.encode(boxes, WHWH[:, None])
+    np.testing.assert_allclose(frame.encode(boxes.numpy(), WHWH.numpy()), expected.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('number', [1, 2, 100, 1500])
+def test_even_start_noise_is_that_of_torch(number):
+    shift = normal(3, 1, 4)
+    got = even_noise.even_noise(shift.numpy(), number)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, torch_even_noise(shift, number).numpy(), rtol=0, atol=2e-5)
 
 
 def test_renewal_keeps_what_torch_keeps():
