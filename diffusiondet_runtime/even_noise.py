@@ -25,7 +25,7 @@ def even_noise(shift: np.ndarray, number: int) -> np.ndarray:
     Returns:
         np.ndarray: float32, shape (B, N, 4); each value alone is standard normal.
     """
-    points = (sobol_points(number) + probability(shift).astype(np.float32)) % np.float32(1)
+    points = (sobol_points(number) + probability(shift)) % np.float32(1)
     return quantile(np.clip(points, np.float32(SMALLEST), np.float32(1 - SMALLEST))).astype(np.float32)
 
 
