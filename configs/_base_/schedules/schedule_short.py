@@ -1,13 +1,20 @@
 # A short training whose learning rate falls to zero at its end, whatever its length: 500 iterations, or as many as the
 # environment variable MAX_ITERS says.
 max_iters = int('{{$MAX_ITERS:500}}')
+warm_up = max(1, min(50, max_iters // 10))
 train_cfg = dict(type='ResumableTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, T_max=max_iters - 50, eta_min=0),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warm_up),
+    dict(
+        type='CosineAnnealingLR',
+        by_epoch=False,
+        begin=warm_up,
+        end=max_iters,
+        T_max=max_iters - warm_up,
+        eta_min=0),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
