@@ -5,11 +5,12 @@ import sys
 
 import pytest
 import torch
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmdet.registry import MODELS
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from mmdet_diffusion.backbones.efficientnet_lite import LAYER_OF_NAME
+from mmdet_diffusion.backbones.efficientnet_lite import LAYER_OF_NAME, SamePaddedConv2d
 
 SHAPES = [(24, 16, 24), (40, 8, 12), (112, 4, 6), (320, 2, 3)]  # of an image of 64 x 96
 
@@ -52,6 +53,24 @@ def package(tmp_path, monkeypatch):
 def test_levels_are_at_strides_4_to_32():
     levels = build().eval()(torch.randn(1, 3, 64, 96))
     assert [tuple(level.shape[1:]) for level in levels] == SHAPES
+
+
+@pytest.mark.parametrize(('kernel', 'stride'), [(1, 1), (3, 1), (3, 2), (5, 1), (5, 2)])
+@pytest.mark.parametrize('size', [(8, 12), (7, 9), (6, 5), (1, 2)])
+def test_convolutions_are_padded_as_mmcvs_adaptive_ones(kernel, stride, size):
+    ours = SamePaddedConv2d(2, 3, kernel, stride=stride, padding=kernel // 2)
+    theirs = Conv2dAdaptivePadding(2, 3, kernel, stride=stride)
+    theirs.load_state_dict(ours.state_dict())
+    image = torch.randn(1, 2, *size)
+    torch.testing.assert_close(ours(image), theirs(image), rtol=0, atol=0)
+
+
+def test_a_traced_backbone_serves_other_sizes():
+    backbone = build().eval()
+    traced = torch.jit.trace(backbone, torch.randn(1, 3, 64, 96), check_trace=False)
+    image = torch.randn(1, 3, 128, 64)
+    for one, other in zip(traced(image), backbone(image), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_weights_of_the_package_arrive_in_every_layer(package):

@@ -8,7 +8,8 @@ import re
 from mmdet.models.backbones import EfficientNet
 from mmdet.registry import MODELS
 from mmdet.utils import OptMultiConfig
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 LAYER_OF_NAME = {
     '_expand_conv': 'expand_conv.conv',
@@ -18,6 +19,25 @@ LAYER_OF_NAME = {
     '_project_conv': 'linear_conv.conv',
     '_bn2': 'linear_conv.bn',
 }
+
+
+class SamePaddedConv2d(nn.Conv2d):
+    """Convolution whose output has the size of its input over the stride, rounded up: padded as the weights expect it.
+
+    The same as mmcv's ``Conv2dAdaptivePadding``, but traced graphs of it hold for inputs of any size that is a multiple
+    of the stride. Arguments are those of ``torch.nn.Conv2d``; ``padding`` is not used.
+    """
+
+    def __init__(self, *args: int, padding: int = 0, **kwargs: object) -> None:
+        super().__init__(*args, padding=0, **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad as far as is needed, the odd one below and to the right."""
+        sides = []
+        for size, kernel, stride in zip(x.shape[:-3:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = max(kernel - (int(size) % stride or stride), 0)
+            sides += [total // 2, total - total // 2]
+        return super().forward(functional.pad(x, sides))
 
 
 @MODELS.register_module()
@@ -38,8 +58,8 @@ class EfficientNetLite0(EfficientNet):
     def __init__(self, *, out_indices: tuple[int, ...] = (2, 3, 4, 5), frozen_stages: int = 0, norm_eval: bool = True,
                  init_cfg: OptMultiConfig = None) -> None:
         super().__init__('b0', out_indices=out_indices, frozen_stages=frozen_stages, norm_eval=norm_eval,
-                         norm_cfg=dict(type='BN', eps=1e-3, momentum=0.01), act_cfg=dict(type='ReLU6'),
-                         init_cfg=init_cfg)
+                         conv_cfg=dict(type=SamePaddedConv2d), norm_cfg=dict(type='BN', eps=1e-3, momentum=0.01),
+                         act_cfg=dict(type='ReLU6'), init_cfg=init_cfg)
 
     def train(self, mode: bool = True) -> 'EfficientNetLite0':
         """As of any module; MMDetection's gives nothing back."""

@@ -27,6 +27,9 @@ def small_detector(backbone='r18', seed=0, **head):
     if backbone in ('swin', 'pvt'):
         cfg.backbone = dict(SWIN if backbone == 'swin' else PVT)
         cfg.neck.in_channels = [8, 16, 32, 64]
+    elif backbone == 'lite0':
+        cfg.backbone = dict(type='EfficientNetLite0')
+        cfg.neck.in_channels = [24, 40, 112, 320]
     else:
         cfg.backbone.update(depth=int(backbone[1:]))
         if backbone != 'r18':

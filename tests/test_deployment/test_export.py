@@ -67,7 +67,7 @@ def test_one_export_serves_every_batch_number_of_boxes_and_size(detector, export
     assert_steps_agree(detector, exported, number, boxes, size, steps=2)
 
 
-@pytest.mark.parametrize('backbone', ['r50', 'r101', 'swin', 'pvt'])
+@pytest.mark.parametrize('backbone', ['r50', 'r101', 'swin', 'pvt', 'lite0'])
 def test_other_backbones_are_exported_alike(tmp_path, backbone):
     detector = small_detector(backbone)
     exported = OnnxDetector(export(detector, tmp_path / 'exported'), num_threads=1)
