@@ -45,8 +45,9 @@ def difficulties(rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('num_seeds', 'trials'), [(1, 800), (3, 200)])
-def test_the_same_weights_with_other_sampling_seeds_are_called_no_difference(num_seeds, trials):
+@pytest.mark.parametrize('num_seeds', [1, 3])
+def test_the_same_weights_with_other_sampling_seeds_are_called_no_difference(num_seeds):
+    trials = 800  # of 200 a true rate of 5 % shows as more than 6 % once in five times
     rng = np.random.default_rng(0)
     called = 0
     for _ in range(trials):
