@@ -100,7 +100,7 @@ def test_help_is_the_same_by_either_name(installed):
 @pytest.mark.slow
 def test_the_demo_goes_through_and_leaves_its_results_in_the_folder(installed):
     printed = installed.call('demo', '--quick')
-    assert len(re.findall(r'^\| [14] \| (?:64|500) \|', printed, re.MULTILINE)) == 4
+    assert len(re.findall(r'^\| [14]x(?:64|500) \|', printed, re.MULTILINE)) == 4
     made = {path.name for path in (installed.folder / 'work_dirs' / 'demo_quick').iterdir()}
     assert {'detections.png', 'denoising.png', 'dial', 'finished'} <= made
     assert (installed.folder / 'data' / 'shapes_quick' / 'shapes.json').is_file()
