@@ -62,8 +62,7 @@ def test_torchrun_restarts_a_training_whose_process_was_killed_and_it_ends_as_if
 
 # The auxiliary head's losses are divided by a mean over the processes; Adam's first steps are as large for a gradient
 # that is nothing but rounding as for any other.
-SGD = ['model.auxiliary_head=None', 'optim_wrapper.optimizer.type=SGD', 'optim_wrapper.optimizer.fused=False',
-       'optim_wrapper.optimizer.lr=0.2']
+SGD = ['model.auxiliary_head=None', 'optim_wrapper.optimizer.type=SGD', 'optim_wrapper.optimizer.lr=0.2']
 
 # Shards ---------------------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=max_iters, T_max=max_iters - 100, eta_min=0),
 ]
-# One rate for all, so that all parameters are one group, updated in one call (fused: from torch 2.4 on a CPU).
+# One rate for all, so that all parameters are one group, updated in one call.
 optim_wrapper = dict(
-    optimizer=dict(lr=7e-4, weight_decay=0.05, fused=True), paramwise_cfg=None, clip_grad=dict(foreach=True))
+    optimizer=dict(type='FusedAdamW', lr=7e-4, weight_decay=0.05), paramwise_cfg=None, clip_grad=dict(foreach=True))
 default_hooks = dict(checkpoint=dict(interval=2000, max_keep_ckpts=1))
