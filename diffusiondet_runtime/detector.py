@@ -15,7 +15,7 @@ from .even_noise import even_noise
 from .folder import read_folder
 from .frames import frame_of
 from .memory import refuse_too_many
-from .noise import DrawNormal, given_noise, image_noise
+from .noise import DrawNormal, as_array, given_noise, image_noise
 from .post_processing import Detections, best_pairs, finish, merge_steps
 from .sampling import SamplingStep
 
@@ -52,6 +52,8 @@ class OnnxDetector:
                  num_threads: int | None = None) -> None:
         if engine not in ENGINES:
             raise ExportError(f'there is no engine {engine!r}; there are {", ".join(ENGINES)}')
+        if num_threads is not None:
+            _require_integer('num_threads', num_threads, least=1)
         self.sampler = read_folder(folder).sampler
         self.classes = self.sampler['classes']
         self.engine = ENGINES[engine](Path(folder), num_threads)
@@ -76,15 +78,23 @@ class OnnxDetector:
         Raises:
             ExportError: if the picture cannot be read, a setting is out of range, or memory is too small for it.
         """
-        noise = None if noise is None else np.asarray(noise)[:, None]
+        noise = _of_one_picture(noise)
         return self.detect_batch([image], steps=steps, boxes=boxes, seed=seed, names=[name], noise=noise,
                                  score_thr=score_thr)[0]
 
     def detect_batch(self, images: Sequence[Picture], *, steps: int | None = None, boxes: int | None = None,
                      seed: int | None = None, names: Sequence[str | None] | None = None,
                      noise: np.ndarray | None = None, score_thr: float = 0.0) -> list[Detections]:
-        """As :meth:`detect`, of several pictures at once; ``noise`` has the shape (draws, B, boxes, 4)."""
-        prepared = [pictures.prepare(pictures.read_picture(image), self.sampler['input']) for image in images]
+        """As :meth:`detect`, of several pictures at once; ``noise`` has the shape (draws, B, boxes, 4).
+
+        They are padded to the largest width and height among them, as in torch. A network whose norms or attention look
+        at the padding finds slightly other boxes than in a picture alone.
+        """
+        if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray)) or not isinstance(images, Sequence):
+            raise ExportError(f'detect_batch takes a list of pictures, got {type(images).__name__}; detect takes one')
+        if isinstance(score_thr, bool) or not isinstance(score_thr, (int, float, np.number)) or score_thr != score_thr:
+            raise ExportError(f'score_thr must be a number, got {score_thr!r}')
+        prepared = [self.prepare(image) for image in images]
         walk = self.sample(prepared, steps, boxes, seed, _names(images, names), noise)
         found = [[best_pairs(*pair) for pair in zip(step.logits, step.bboxes, strict=True)] for step in walk]
         settings = self.sampler['post_processing']
@@ -102,11 +112,18 @@ class OnnxDetector:
         Yields:
             SamplingStep: boxes in pixels of the picture.
         """
-        prepared = pictures.prepare(pictures.read_picture(image), self.sampler['input'])
-        noise = None if noise is None else np.asarray(noise)[:, None]
+        prepared, noise = self.prepare(image), _of_one_picture(noise)
         scale = np.array([*prepared.scale, *prepared.scale], dtype=np.float32)
         for step in self.sample([prepared], steps, boxes, seed, _names([image], [name]), noise):
             yield SamplingStep(step.t, step.noisy_bboxes[0] / scale, step.logits[0], step.bboxes[0] / scale)
+
+    def read(self, image: Picture) -> np.ndarray:
+        """A picture as uint8 RGB, shape (h, w, 3), decoded as the config's pipeline does."""
+        return pictures.read_picture(image, self.sampler['input'].get('decoder', 'pillow'))
+
+    def prepare(self, image: Picture) -> pictures.Prepared:
+        """What the network takes of a picture."""
+        return pictures.prepare(self.read(image), self.sampler['input'])
 
     def sample(self, prepared: list[pictures.Prepared], steps: int | None, boxes: int | None, seed: int | None,
                names: Sequence[str], noise: np.ndarray | None) -> Iterator[BatchStep]:
@@ -115,7 +132,7 @@ class OnnxDetector:
             return
         steps, boxes = self.checked('steps', steps), self.checked('boxes', boxes)
         refuse_too_many(len(prepared), boxes, self.sampler['limits'])
-        seed = (self.sampler['sampling'].get('seed') or 0) if seed is None else seed
+        seed = (self.sampler['sampling'].get('seed') or 0) if seed is None else _require_integer('seed', seed)
         draw: DrawNormal = image_noise(seed, names) if noise is None else given_noise(noise, boxes)
         levels = self.engine.features(pictures.batch(prepared, self.sampler['input']))
         whwh = np.array([[*one.size, *one.size] for one in prepared], dtype=np.float32)
@@ -139,14 +156,31 @@ class OnnxDetector:
         if value is None:
             return self.sampler['sampling'][key]
         most = len(self.sampler['diffusion']['alpha_bar']) if key == 'steps' else None
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1 or (most and value > most):
-            allowed = f'in 1..{most}' if most else 'of at least 1'
-            raise ExportError(f'{key} must be an integer {allowed}, got {value!r}')
-        return int(value)
+        return _require_integer(key, value, least=1, most=most)
+
+
+def _require_integer(name: str, value: object, least: int | None = None, most: int | None = None) -> int:
+    if (isinstance(value, bool) or not isinstance(value, (int, np.integer))
+            or (least is not None and value < least) or (most is not None and value > most)):
+        allowed = '' if least is None else f' in {least}..{most}' if most is not None else f' of at least {least}'
+        raise ExportError(f'{name} must be an integer{allowed}, got {value!r}')
+    return int(value)
+
+
+def _of_one_picture(noise: np.ndarray | None) -> np.ndarray | None:
+    """Noise of a batch of one."""
+    if noise is None:
+        return None
+    noise = as_array(noise)
+    if noise.ndim != 3:
+        raise ExportError(f'noise of one picture must have the shape (draws, boxes, 4), got {noise.shape}')
+    return noise[:, None]
 
 
 def _names(images: Sequence[Picture], names: Sequence[str | None] | None) -> list[str]:
     """Of each picture: given, else of its file, else none."""
     given = names if names is not None else [None] * len(images)
+    if isinstance(given, str) or len(given) != len(images):
+        raise ExportError(f'names must be a list of one for each of {len(images)} pictures, got {given!r}')
     return [name if name is not None else (Path(image).name if isinstance(image, (str, os.PathLike)) else '')
             for image, name in zip(images, given, strict=True)]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +11,16 @@ from .errors import ExportError
 
 SCHEMA_VERSION = 1
 SAMPLER, FEATURES, REFINE = 'sampler.json', 'features.onnx', 'refine.onnx'
-KEYS = ('schema_version', 'files', 'checkpoint', 'classes', 'input', 'diffusion', 'sampling', 'post_processing',
-        'limits')
+NUMBER, NONE = (int, float), type(None)
+# What is read, by what it may be. A tuple is of kinds; of [kind] and {str: kind} every element is one.
+FORM = dict(
+    schema_version=int, files={str: str}, checkpoint=dict, classes=[str],
+    input=dict(resize=(dict, NONE), mean=[NUMBER], std=[NUMBER], channel_order=str, size_divisor=int, pad_value=NUMBER),
+    diffusion=dict(alpha_bar=[NUMBER]),
+    sampling=dict(steps=int, boxes=int, eta=NUMBER, renewal_score_thr=(*NUMBER, NONE), ensemble=str),
+    post_processing=dict(score_thr=NUMBER, nms=(dict, NONE), max_per_img=(int, NONE), min_bbox_size=NUMBER),
+    limits=dict(bytes_per_box=int, bytes_per_pair=int))
+FRAMES = (dict(signal_scale=NUMBER), dict(sizes=dict(log_scale=[NUMBER], log_aspect=[NUMBER])))
 
 
 class ExportedFolder(NamedTuple):
@@ -63,9 +72,12 @@ def read_folder(path: str | os.PathLike) -> ExportedFolder:
     if version != SCHEMA_VERSION:
         raise ExportError(f'{path / SAMPLER} has schema version {version!r}, this package reads {SCHEMA_VERSION}; '
                           'export again with the version of mmdet_diffusion that runs it')
-    missing = [key for key in KEYS if key not in sampler]
-    if missing:
-        raise ExportError(f'{path / SAMPLER} lacks {", ".join(missing)}; export again')
+    fault = next(_faults(sampler, FORM), None)
+    if not fault:
+        diffusion = sampler['diffusion']
+        fault = next(_faults(diffusion, FRAMES['sizes' in diffusion], 'diffusion'), None)
+    if fault:
+        raise ExportError(f'{path / SAMPLER} {fault}; export again')
     for name in {FEATURES, REFINE} | set(sampler['files']):
         _check_file(path / name, sampler['files'].get(name))
     return ExportedFolder(path, sampler)
@@ -77,3 +89,22 @@ def _check_file(file: Path, expected: str | None) -> None:
     if sha256(file) != expected:
         raise ExportError(f'{file} is not the file that {SAMPLER} was written with (SHA-256 differs): damaged, or of '
                           'another export; copy the whole folder again')
+
+
+def _faults(value: object, form: object, place: str = '') -> Iterator[str]:
+    """What of a value is not of the form, in words that follow the file's name."""
+    if isinstance(form, dict) and str not in form:
+        missing = [key for key in form if not isinstance(value, dict) or key not in value]
+        if missing:
+            yield f'lacks {", ".join(f"{place}.{key}".lstrip(".") for key in missing)}'
+        else:
+            for key, inner in form.items():
+                yield from _faults(value[key], inner, f'{place}.{key}'.lstrip('.'))
+        return
+    kind = dict if isinstance(form, dict) else list if isinstance(form, list) else form
+    if not isinstance(value, kind) or isinstance(value, bool):
+        yield f'holds {json.dumps(value)[:60]} where {place} should be'
+    elif isinstance(form, (dict, list)):
+        elements, inner = (value.values(), form[str]) if isinstance(form, dict) else (value, form[0])
+        for element in elements:
+            yield from _faults(element, inner, place)

@@ -1,5 +1,6 @@
 """How much memory a setting needs, asked before an engine takes it: Linux ends a process that takes too much."""
 
+import bisect
 import os
 
 from .errors import ExportError
@@ -36,8 +37,7 @@ def refuse_too_many(pictures: int, boxes: int, limits: dict) -> None:
         return pictures * number * (limits['bytes_per_box'] + number * limits['bytes_per_pair'])
 
     if available is not None and needed(boxes) > available:
-        fitting = boxes
-        while fitting and needed(fitting) > available:
-            fitting //= 2
+        fitting = bisect.bisect_right(range(boxes), available, key=needed) - 1
+        cure = f'take at most {fitting}' if fitting else 'take fewer pictures at once' if pictures > 1 else 'free some'
         raise ExportError(f'{boxes} boxes on {pictures} picture(s) need about {needed(boxes) / 2**30:.1f} GiB of '
-                          f'memory, {available / 2**30:.1f} GiB are free; take fewer, such as {fitting}')
+                          f'memory, {available / 2**30:.1f} GiB are free; {cure}')

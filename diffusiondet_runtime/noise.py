@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .errors import ExportError
+from .errors import ExportError, first_line
 
 DrawNormal = Callable[[int], np.ndarray]
 """Takes a number of boxes N, gives standard normal float32 values of shape (B, N, 4)."""
@@ -96,6 +96,14 @@ def image_noise(seed: int, names: Sequence[str]) -> DrawNormal:
     return lambda number: np.stack([generator.normal((number, 4)) for generator in generators])
 
 
+def as_array(noise: np.ndarray) -> np.ndarray:
+    """Given noise in float32; ExportError where it is no array of numbers."""
+    try:
+        return np.asarray(noise, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ExportError(f'noise must be an array of numbers ({first_line(error)})') from error
+
+
 def given_noise(noise: np.ndarray, boxes: int) -> DrawNormal:
     """Draws from an array.
 
@@ -110,7 +118,7 @@ def given_noise(noise: np.ndarray, boxes: int) -> DrawNormal:
     Raises:
         ExportError: if the array has another form; at a draw, if it has no more.
     """
-    noise = np.asarray(noise, dtype=np.float32)
+    noise = as_array(noise)
     if noise.ndim != 4 or noise.shape[2:] != (boxes, 4):
         raise ExportError(f'noise must have the shape (draws, pictures, {boxes}, 4), got {noise.shape}')
     draws = iter(noise)

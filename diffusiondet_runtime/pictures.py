@@ -28,11 +28,13 @@ class Prepared(NamedTuple):
     scale: tuple[float, float]
 
 
-def read_picture(source: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarray:
+def read_picture(source: str | os.PathLike | Image.Image | np.ndarray, decoder: str = 'pillow') -> np.ndarray:
     """A picture as RGB.
 
     Args:
         source: path, Pillow image, or array of uint8 RGB values, shape (h, w, 3).
+        decoder (str): whose treatment of a grey picture with transparency is followed: ``pillow`` lays it on a canvas,
+            ``opencv`` leaves the transparency out.
 
     Returns:
         np.ndarray: uint8, shape (h, w, 3), turned as its EXIF data say.
@@ -45,13 +47,15 @@ def read_picture(source: str | os.PathLike | Image.Image | np.ndarray) -> np.nda
             raise ExportError(f'a picture given as an array must be uint8 RGB of shape (h, w, 3), got {source.dtype} '
                               f'of shape {source.shape}')
         picture = source
+    elif not isinstance(source, (str, os.PathLike, Image.Image)):
+        raise ExportError(f'a picture must be a path, a Pillow image or an array, got {type(source).__name__}')
     else:
         try:
             if isinstance(source, Image.Image):
-                picture = _as_rgb(source)
+                picture = _as_rgb(source, decoder)
             else:
                 with Image.open(Path(source)) as image:
-                    picture = _as_rgb(image)
+                    picture = _as_rgb(image, decoder)
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise ExportError(f'{source} cannot be read as a picture ({first_line(error)})') from error
     if 0 in picture.shape:
@@ -59,13 +63,13 @@ def read_picture(source: str | os.PathLike | Image.Image | np.ndarray) -> np.nda
     return picture
 
 
-def _as_rgb(image: Image.Image) -> np.ndarray:
+def _as_rgb(image: Image.Image, decoder: str) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode in ('I', 'F'):
         raise ValueError(f"its values are of Pillow's mode {image.mode}, which has no white; save it in 8 or 16 bits")
     if image.mode.startswith('I;16'):
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode == 'LA':
+    if image.mode == 'LA' and decoder == 'pillow':
         canvas, layer = Image.new('RGB', image.size, CANVAS), image.convert('RGBA')
         canvas.paste(layer, mask=layer.split()[3])
         image = canvas

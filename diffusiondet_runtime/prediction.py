@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw
 
 from .detector import OnnxDetector
 from .errors import ExportError
-from .pictures import read_picture
 from .post_processing import Detections
 
 
@@ -49,7 +48,7 @@ class ExportPredictor:
 
     def read(self, path: Path) -> tuple[np.ndarray, tuple[np.ndarray, str]]:
         """A picture file, uint8 RGB (h, w, 3), and the same with the name that its draws go by."""
-        picture = read_picture(path)
+        picture = self.detector.read(path)
         return picture, (picture, path.name)
 
     def detect(self, samples: Sequence[tuple[np.ndarray, str]]) -> list[FoundInPicture]:

@@ -7,6 +7,7 @@ and errors come without them.
 import difflib
 import importlib.util
 import runpy
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -65,7 +66,11 @@ def run(command: Command, args: list[str]) -> int:
     script = zoo.tools_folder() / command.script
     sys.argv = [str(script), *args]
     sys.path.insert(0, str(script.parent))  # programs import their neighbours
-    runpy.run_path(str(script), run_name='__main__')
+    try:
+        runpy.run_path(str(script), run_name='__main__')
+    except KeyboardInterrupt:
+        print(f'{PROGRAM}: interrupted', file=sys.stderr)
+        return 128 + signal.SIGINT  # as shells say it
     return 0
 
 

@@ -35,6 +35,12 @@ def program(tmp_path, monkeypatch):
     return script
 
 
+def test_an_interrupted_program_ends_in_one_line_as_shells_expect(program, capsys):
+    program.write_text('raise KeyboardInterrupt\n')
+    assert run(Command('x', 'folder/program.py', '', '', takes_config=False, needs_openmmlab=False), []) == 130
+    assert capsys.readouterr().err == 'mmdet-diffusion: interrupted\n'
+
+
 def test_help_lists_every_command_in_few_lines_with_an_example(capsys):
     assert main(['--help']) == 0
     printed = capsys.readouterr().out

@@ -148,7 +148,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     elif args.engine:
         parser.error('--engine goes with an exported folder, not with a config')
     if not args.sources:
-        parser.error('the following arguments are required: SOURCE')
+        parser.error(f'the following arguments are required: SOURCE (there is no exported folder {args.config})')
     for name in ('boxes', 'steps', 'batch_size'):
         value = getattr(args, name)
         if value is not None and value < 1:

@@ -19,8 +19,12 @@ EXAMPLE_BATCH, EXAMPLE_BOXES = 2, 12
 DETECTIONS = ('bboxes', 'scores', 'labels')
 
 
-def refuse_unexportable(detector: nn.Module) -> None:
+def refuse_unexportable(detector: nn.Module, unrolled: tuple[int, int] | None = None) -> None:
     """Stop where a part has no form in ONNX.
+
+    Args:
+        detector (nn.Module): a :class:`DiffusionDet`.
+        unrolled (tuple[int, int] | None): steps and boxes of a third graph.
 
     Raises:
         ValueError: names the part and the cure.
@@ -29,6 +33,15 @@ def refuse_unexportable(detector: nn.Module) -> None:
     if not isinstance(extractor, PyramidRoIExtractor):
         raise ValueError(f'the roi_extractor is a {type(extractor.extractor).__name__}, which is not exported; give '
                          "the config roi_extractor.type='PyramidRoIExtractor', which takes the same weights")
+    if unrolled is None:
+        return
+    sampler = detector.bbox_head.box_sampler
+    if isinstance(sampler.coder, SizeBBoxCoder):
+        raise ValueError('the unrolled graph cannot hold box_sampler.coder=SizeBBoxCoder: ONNX has no quantile of the '
+                         'normal law; leave out --unrolled, the run-time computes it')
+    if unrolled[0] > sampler.num_train_timesteps:
+        raise ValueError(f'the unrolled graph cannot have {unrolled[0]} steps: the model was trained with '
+                         f'{sampler.num_train_timesteps}')
 
 
 def write_export(detector: nn.Module, folder: Path, sampler: dict, unrolled: tuple[int, int] | None = None) -> None:
@@ -40,7 +53,7 @@ def write_export(detector: nn.Module, folder: Path, sampler: dict, unrolled: tup
         sampler (dict): of :func:`sampler_content`.
         unrolled (tuple[int, int] | None): steps and boxes of a third graph that holds the whole process.
     """
-    refuse_unexportable(detector)
+    refuse_unexportable(detector, unrolled)
     detector.eval()
     metadata = {'mmdet_diffusion.sampler': json.dumps(sampler)}
     extractor = detector.bbox_head.roi_extractor
@@ -83,9 +96,6 @@ def write_features_and_refinement(detector: nn.Module, folder: Path, metadata: d
 
 def write_unrolled(detector: nn.Module, folder: Path, metadata: dict[str, str], steps: int, boxes: int) -> None:
     """The third graph: steps and boxes are fixed, batch, height and width are not."""
-    if isinstance(detector.bbox_head.box_sampler.coder, SizeBBoxCoder):
-        raise ValueError('the unrolled graph cannot hold box_sampler.coder=SizeBBoxCoder: ONNX has no quantile of the '
-                         'normal law; leave out --unrolled, the run-time computes it')
     settings = detector.bbox_head.sampling_settings()._replace(sampling_timesteps=steps, num_proposals=boxes)
     graph = UnrolledGraph(detector, settings)
     height, width = EXAMPLE_SIZE

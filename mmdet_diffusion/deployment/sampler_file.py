@@ -16,6 +16,8 @@ from ..task_modules import SignalBBoxCoder, SizeBBoxCoder
 
 SIZE_DIVISOR = 32  # what the graphs' sizes are multiples of
 LISTED_STEPS = (1, 2, 4, 8)  # numbers of steps whose coefficients are written out
+SUPPRESSION = dict(nms=('type', 'iou_threshold', 'class_agnostic', 'max_num'),
+                   soft_nms=('type', 'iou_threshold', 'class_agnostic', 'max_num', 'sigma', 'min_score', 'method'))
 BACKENDS = dict(cv2='opencv', pillow='pillow')
 
 
@@ -65,9 +67,20 @@ def _frame(coder: nn.Module) -> dict:
 def post_processing(settings: SamplingSettings) -> dict:
     """What becomes of the detections of all steps. No threshold is one below every score; ``null`` is no limit."""
     score_thr = -1.0 if settings.score_thr is None else settings.score_thr
-    nms = None if settings.nms is None else dict(settings.nms)
+    nms = None if settings.nms is None else _suppression(dict(settings.nms))
     return dict(score_thr=score_thr, nms=nms, max_per_img=settings.best.stop,
                 min_bbox_size=settings.min_bbox_size)
+
+
+def _suppression(nms: dict) -> dict:
+    """Of the config's, what changes results; ``split_thr`` is how mmcv saves memory."""
+    nms.pop('split_thr', None)
+    known = SUPPRESSION[nms.get('type', 'nms')]
+    unknown = [f'{key}={value!r}' for key, value in nms.items() if key not in known]
+    if unknown:
+        raise ValueError(f'test_cfg.nms has {", ".join(unknown)}, which the run-time cannot repeat; it knows '
+                         f'{", ".join(known)}')
+    return nms
 
 
 def memory_limits(head: nn.Module) -> dict[str, int]:

@@ -24,7 +24,7 @@ from mmdet_diffusion.deployment.parity_check import (
     step_figures,
     torch_steps,
 )
-from mmdet_diffusion.deployment.sampler_file import input_rule
+from mmdet_diffusion.deployment.sampler_file import input_rule, post_processing
 from mmdet_diffusion.task_modules import image_noise
 from mmdet_diffusion.testing import REPOSITORY
 
@@ -248,6 +248,26 @@ def test_a_sampler_file_of_another_form_is_refused(copied, content, refusal):
     refused(copied, refusal)
 
 
+@pytest.mark.parametrize(('place', 'value', 'refusal'), [
+    ('files', [], r'holds \[\] where files should be; export again$'), ('classes', 3, 'holds 3 where classes should'),
+    ('classes', [1], 'holds 1 where classes should be'), ('input', None, 'lacks input.resize, input.mean'),
+    ('input.mean', 'a', 'holds "a" where input.mean should be'), ('sampling.steps', '1', 'holds "1" where sampling.st'),
+    ('sampling.boxes', True, 'holds true where sampling.boxes'), ('diffusion.alpha_bar', [None], 'holds null where d'),
+    ('diffusion.signal_scale', 'a', 'holds "a" where diffusion.signal_scale should be'),
+    ('diffusion.sizes', dict(log_scale=[1]), 'lacks diffusion.sizes.log_aspect'),
+    ('post_processing.nms', 0.5, 'holds 0.5 where post_processing.nms'),
+    ('limits', {}, 'lacks limits.bytes_per_box, limits.bytes_per_pair; export again$')])
+def test_a_sampler_file_with_other_types_is_refused_by_the_place(copied, place, value, refusal):
+    content = json.loads((copied / 'sampler.json').read_text())
+    *path, key = place.split('.')
+    owner = content
+    for step in path:
+        owner = owner[step]
+    owner[key] = value
+    (copied / 'sampler.json').write_text(json.dumps(content))
+    refused(copied, f'sampler.json {refusal}')
+
+
 def test_what_is_no_export_and_no_engine_is_refused(folder, tmp_path):
     refused(tmp_path, 'is no exported folder: there is no sampler.json in it$')
     refused(folder, "^there is no engine 'tensorrt'; there are onnxruntime, openvino$", engine='tensorrt')
@@ -269,11 +289,31 @@ def test_an_engine_that_is_not_installed_or_lacks_an_operator_is_named(copied, m
 @pytest.mark.parametrize(('settings', 'refusal'), [
     (dict(steps=0), '^steps must be an integer in 1..1000, got 0$'), (dict(steps=1001), 'in 1..1000, got 1001$'),
     (dict(boxes=0), '^boxes must be an integer of at least 1, got 0$'), (dict(boxes=2.5), 'got 2.5$'),
-    (dict(boxes=10**7), r'^10000000 boxes on 1 picture\(s\) need about .* GiB of memory, .* take fewer'),
-    (dict(boxes=5, noise=np.zeros((1, 6, 4))), '^noise must have the shape')])
+    (dict(boxes=10**7), r'^10000000 boxes on 1 picture\(s\) need about .* GiB of memory, .* take at most'),
+    (dict(boxes=5, noise=np.zeros((1, 6, 4))), '^noise must have the shape'),
+    (dict(noise=np.zeros((5, 4))), r'^noise of one picture must have the shape \(draws, boxes, 4\), got \(5, 4\)$'),
+    (dict(noise=[[1], [1, 2]]), '^noise must be an array of numbers'), (dict(noise='a'), '^noise must be an array'),
+    (dict(seed=1.5), '^seed must be an integer, got 1.5$'), (dict(seed='a'), "^seed must be an integer, got 'a'$"),
+    (dict(score_thr='a'), "^score_thr must be a number, got 'a'$"), (dict(score_thr=float('nan')), 'got nan$'),
+    (dict(score_thr=None), '^score_thr must be a number, got None$')])
 def test_settings_out_of_range_are_refused(exported, settings, refusal):
     with pytest.raises(ExportError, match=refusal):
         exported.detect(check_picture((64, 32)), **settings)
+
+
+@pytest.mark.parametrize(('images', 'names', 'refusal'), [
+    ('a.jpg', None, '^detect_batch takes a list of pictures, got str; detect takes one$'),
+    (np.zeros((5, 5, 3), np.uint8), None, 'got ndarray'), (None, None, 'got NoneType'),
+    ([None], None, '^a picture must be a path, a Pillow image or an array, got NoneType$'),
+    ([np.zeros((5, 5, 3), np.uint8)], ['a', 'b'], r'^names must be a list of one for each of 1 pictures'),
+    ([np.zeros((5, 5, 3), np.uint8)], 'a', "got 'a'$")])
+def test_a_batch_of_another_form_is_refused(exported, images, names, refusal):
+    with pytest.raises(ExportError, match=refusal):
+        exported.detect_batch(images, names=names, boxes=5)
+
+
+def test_a_number_of_threads_below_one_is_refused(folder):
+    refused(folder, '^num_threads must be an integer of at least 1, got 0$', num_threads=0)
 
 
 def test_memory_that_is_not_to_be_had_is_said_in_one_line(exported):
@@ -296,6 +336,22 @@ def test_another_extractor_is_refused_with_the_cure():
                roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=2))
     with pytest.raises(ValueError, match='^the roi_extractor is a SingleRoIExtractor, which is not exported; give '):
         refuse_unexportable(small_detector(roi_extractor=cfg))
+
+
+def test_more_unrolled_steps_than_were_trained_with_are_refused(detector):
+    refuse_unexportable(detector, (1000, 5))
+    with pytest.raises(ValueError, match='^the unrolled graph cannot have 1001 steps: .* trained with 1000$'):
+        refuse_unexportable(detector, (1001, 5))
+
+
+@pytest.mark.parametrize('nms', [dict(type='nms', iou_threshold=0.5, offset=1),
+                                 dict(type='nms', iou_threshold=0.5, sigma=0.5)])
+def test_suppression_that_the_run_time_lacks_is_refused(detector, nms):
+    settings = detector.bbox_head.sampling_settings()
+    with pytest.raises(ValueError, match=f'^test_cfg.nms has {list(nms)[-1]}=.*, which the run-time cannot repeat'):
+        post_processing(settings._replace(nms=nms))
+    known = dict(type='soft_nms', iou_threshold=0.5, sigma=0.3, min_score=0.01, method='gaussian', max_num=5)
+    assert post_processing(settings._replace(nms=dict(known, split_thr=99)))['nms'] == known
 
 
 @pytest.mark.parametrize('transform', [

@@ -51,6 +51,15 @@ def test_the_command_writes_what_belongs_together_with_the_figures_of_its_check(
     assert len(content['check']) == 10 and all(figure['value'] <= figure['bar'] for figure in content['check'])
 
 
+def test_an_empty_folder_under_another_name_is_filled(checkpoint, tmp_path):
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'link').symlink_to('disk')
+    (tmp_path / 'later').symlink_to('not_yet')
+    for link, folder in (('link', 'disk'), ('later', 'not_yet')):
+        assert export.main([SHAPES, str(checkpoint), '--out', str(tmp_path / link), '--no-check']) == 0
+        assert (tmp_path / link).is_symlink() and (tmp_path / folder / 'sampler.json').is_file()
+
+
 def test_a_failed_check_gives_the_files_another_name_and_says_which_figure(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(parity_check, 'BOX_BAR', 1e-12)
     for number in ('', '-2'):
@@ -113,7 +122,7 @@ def test_the_installed_command_predicts_without_torch(exported, tmp_path):
 @pytest.mark.parametrize(('args', 'refusal'), [
     (['FOLDER', 'a.png', '--device', 'cpu'], '--device goes with a config, not with an exported folder'),
     ([SHAPES, 'x.pth', 'a.png', '--engine', 'openvino'], '--engine goes with an exported folder, not with a config'),
-    ([SHAPES, 'x.pth'], 'the following arguments are required: SOURCE')])
+    ([SHAPES, 'x.pth'], 'the following arguments are required: SOURCE (there is no exported folder ')])
 def test_options_that_do_not_go_together_are_refused(exported, capsys, args, refusal):
     with pytest.raises(SystemExit):
         predict.parse_args([str(exported) if arg == 'FOLDER' else arg for arg in args])

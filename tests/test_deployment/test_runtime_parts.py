@@ -195,6 +195,15 @@ def test_pictures_of_any_form_are_read_as_mmcv_reads_them_with_pillow(tmp_path, 
     assert (pictures.read_picture(path) == expected).all()
 
 
+def test_a_grey_picture_with_transparency_follows_the_decoder_of_the_config(tmp_path):
+    image = Image.fromarray(picture()[..., 0]).convert('LA')
+    image.putalpha(Image.fromarray(picture()[..., 1]))
+    image.save(tmp_path / 'a.png')
+    expected = cv2.imread(str(tmp_path / 'a.png'), cv2.IMREAD_COLOR)[..., ::-1]
+    assert (pictures.read_picture(tmp_path / 'a.png', 'opencv') == expected).all()
+    assert (pictures.read_picture(tmp_path / 'a.png', 'pillow') != expected).any()
+
+
 def test_a_picture_of_16_bits_is_read_as_opencv_reads_it(tmp_path):
     deep = (np.arange(60 * 70, dtype=np.uint16) * 15).reshape(60, 70)
     Image.fromarray(deep).save(tmp_path / 'a.png')
@@ -224,7 +233,8 @@ def test_a_turned_photograph_is_turned_back(tmp_path):
 @pytest.mark.parametrize(('source', 'refusal'), [
     (np.zeros((0, 5, 3), np.uint8), '^a picture of 5 x 0 pixels has no size$'),
     (np.zeros((4, 5), np.uint8), r'^a picture given as an array must be uint8 RGB of shape \(h, w, 3\), got uint8'),
-    (np.zeros((4, 5, 3)), 'got float64 of shape'), ('none.jpg', r'^none.jpg cannot be read as a picture \(')])
+    (np.zeros((4, 5, 3)), 'got float64 of shape'), ('none.jpg', r'^none.jpg cannot be read as a picture \('),
+    (None, '^a picture must be a path, a Pillow image or an array, got NoneType$'), (5, 'an array, got int$')])
 def test_what_is_no_picture_is_refused(source, refusal):
     with pytest.raises(ExportError, match=refusal) as ended:
         pictures.read_picture(source)
@@ -245,12 +255,15 @@ def test_a_batch_is_padded_to_multiples_below_and_to_the_right():
 def test_more_boxes_than_memory_are_refused_with_a_number_that_fits(monkeypatch):
     monkeypatch.setattr(memory, 'available_bytes', lambda: 2**30)
     limits = dict(bytes_per_box=2**20, bytes_per_pair=64)
-    memory.refuse_too_many(1, 500, limits)
+    memory.refuse_too_many(1, 966, limits)
     with pytest.raises(ExportError, match=r'^2000 boxes on 1 picture\(s\) need about 2\.2 GiB of memory, 1\.0 GiB are '
-                                          'free; take fewer, such as 500$'):
+                                          'free; take at most 966$'):
         memory.refuse_too_many(1, 2000, limits)
-    with pytest.raises(ExportError, match='^500 boxes on 3'):
+    with pytest.raises(ExportError, match='^500 boxes on 3.*take at most 334$'):
         memory.refuse_too_many(3, 500, limits)
+    for pictures_, cure in ((2000, 'take fewer pictures at once'), (1, 'free some')):
+        with pytest.raises(ExportError, match=f'; {cure}$'):
+            memory.refuse_too_many(pictures_, 5, dict(bytes_per_box=2**31 // pictures_, bytes_per_pair=64))
     monkeypatch.setattr(memory, 'available_bytes', lambda: None)  # the system does not say
     memory.refuse_too_many(1, 2000, limits)
 

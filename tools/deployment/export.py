@@ -66,7 +66,7 @@ def build(args: argparse.Namespace):
     try:
         detector = MODELS.build(dict(config.model, test_dtype=None))  # exported in float32
         content = load_weights(detector, args.checkpoint)
-        refuse_unexportable(detector)
+        refuse_unexportable(detector, args.unrolled)
     except ValueError as error:
         raise SystemExit(str(error)) from error
     return config, detector.eval(), class_names(content.get('meta') or {}, config)
@@ -91,7 +91,8 @@ def write(args: argparse.Namespace, folder: Path) -> list:
     if args.no_check:
         return []
     size = (sampler['input']['resize'] or {}).get('scale') or (640, 480)
-    picture = check_picture(tuple(size)) if args.check_picture is None else read_picture(args.check_picture)
+    picture = check_picture(tuple(size)) if args.check_picture is None else read_picture(
+        args.check_picture, sampler['input']['decoder'])
     figures = check_export(detector, folder, picture, boxes=args.check_boxes or sampler['sampling']['boxes'])
     write_sampler(folder, dict(sampler, check=[figure._asdict() for figure in figures]))
     return figures
@@ -108,7 +109,7 @@ def name_for_failed(out: Path) -> Path:
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
     args = parse_args(argv)
-    if not args.out.name:  # the present folder
+    if not args.out.name or args.out.is_symlink():  # the present folder, or one under another name
         args.out = args.out.resolve()
     os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')  # the tracer warns of each operator that it does not know
     from diffusiondet_runtime import ExportError
