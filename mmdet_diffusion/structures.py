@@ -73,11 +73,19 @@ class SamplingStep(NamedTuple):
     Attributes:
         t (int): diffusion step.
         noisy_bboxes (Tensor): boxes that go into the head, absolute xyxy in pixels, float32, shape (B, N, 4).
-        cls_scores (Tensor): class logits of the last stage, shape (B, N, C).
-        bboxes (Tensor): boxes of the last stage, absolute xyxy in pixels, float32, shape (B, N, 4).
+        stages (StageOutputs): what each stage of the head makes of them.
     """
 
     t: int
     noisy_bboxes: Tensor
-    cls_scores: Tensor
-    bboxes: Tensor
+    stages: StageOutputs
+
+    @property
+    def cls_scores(self) -> Tensor:
+        """Class logits of the last stage, shape (B, N, C)."""
+        return self.stages.cls_scores[-1]
+
+    @property
+    def bboxes(self) -> Tensor:
+        """Boxes of the last stage, absolute xyxy in pixels, float32, shape (B, N, 4)."""
+        return self.stages.bboxes[-1]

@@ -36,6 +36,8 @@ COMMANDS = (
     Command('predict', 'predict.py', 'find objects in pictures, folders of them, globs',
             f"{SHAPES} CHECKPOINT.pth pictures/ 'more/*.jpg' --steps 4 --out-dir predictions", takes_config=True,
             takes_export=True),
+    Command('animate', 'visualizations/animate.py', 'show the way from noise to objects on a picture',
+            f'{SHAPES} CHECKPOINT.pth picture.jpg --out way.webp --steps 4', takes_config=True),
     Command('dial', 'analysis_tools/dial.py', 'test one checkpoint at many settings of boxes and steps',
             f'{SHAPES} CHECKPOINT.pth --steps 1 4 --boxes 100 300', takes_config=True),
     Command('compare', 'analysis_tools/compare_detectors.py', 'compare any detectors: accuracy, cost, errors',

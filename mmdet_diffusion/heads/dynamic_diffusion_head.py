@@ -198,14 +198,13 @@ class DynamicDiffusionHead(BaseModule):
         for time_pair in sampling_time_pairs(self.box_sampler.num_train_timesteps, settings.sampling_timesteps):
             noisy_bboxes = self.box_sampler.decode(x_t, img_whwh)
             t = torch.full((len(img_whwh), ), time_pair[0], device=x_t.device)
-            outputs = self._refine(box_features, noisy_bboxes, t)
-            cls_scores, bboxes = outputs.cls_scores[-1], outputs.bboxes[-1]
-            yield SamplingStep(time_pair[0], noisy_bboxes, cls_scores, bboxes)
+            step = SamplingStep(time_pair[0], noisy_bboxes, self._refine(box_features, noisy_bboxes, t))
+            yield step
             if time_pair[1] < 0:
                 return
-            x_t = self.box_sampler.denoise(x_t, bboxes, img_whwh, time_pair, settings.eta, draw(num_boxes))
+            x_t = self.box_sampler.denoise(x_t, step.bboxes, img_whwh, time_pair, settings.eta, draw(num_boxes))
             if settings.renewal_score_thr is not None:
-                best_scores = cls_scores.float().amax(-1).sigmoid()
+                best_scores = step.cls_scores.float().amax(-1).sigmoid()
                 x_t = self.box_sampler.renew(x_t, best_scores, settings.renewal_score_thr, draw(num_boxes))
 
 

@@ -1,0 +1,125 @@
+"""Animate the way from noise to objects on a picture, as .webp or .gif, or draw it as the panels of a .png.
+
+Example:
+    python tools/visualizations/animate.py CONFIG CHECKPOINT holiday.jpg --out way.webp --steps 4 --boxes 100
+
+Each box has the colour of what it becomes, stronger as it gets surer; what becomes nothing is grey, dashed where it was
+renewed. The same picture, weights and seed give the same file.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ENDINGS = ('.webp', '.gif', '.png')
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Command line, checked as far as that goes without torch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='path, or name of one of this package')
+    parser.add_argument('checkpoint', help='path or address')
+    parser.add_argument('picture', type=Path)
+    parser.add_argument('--out', type=Path, default=Path('denoising.webp'), help='default: denoising.webp')
+    parser.add_argument('--boxes', type=int, default=100, help='number of boxes to start from (default 100)')
+    parser.add_argument('--steps', type=int, default=4, help='sampling steps (default 4)')
+    parser.add_argument('--seed', type=int, default=0, help='of the boxes to start from (default 0)')
+    parser.add_argument('--score-thr', type=float, default=0.4, help='of what counts as an object (default 0.4)')
+    parser.add_argument('--size', type=int, help='pixels of the longer side (default: 480, of a panel 240)')
+    parser.add_argument('--max-mib', type=float, default=2.0, help='most MiB of an animation (default 2)')
+    parser.add_argument('--device', help='default: cuda:0 where there is one, else cpu')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
+    args = parser.parse_args(argv)
+    if args.out.suffix.lower() not in ENDINGS:
+        parser.error(f'--out must end in {", ".join(ENDINGS)}, got {args.out}')
+    if args.size is None:
+        args.size = 240 if args.out.suffix.lower() == '.png' else 480
+    for name, least in (('boxes', 1), ('steps', 1), ('size', 16)):
+        if getattr(args, name) < least:
+            parser.error(f'--{name} must be at least {least}, got {getattr(args, name)}')
+    if not args.max_mib > 0:
+        parser.error(f'--max-mib must be above 0, got {args.max_mib}')
+    for kind, path in (('checkpoint', args.checkpoint), ('picture', args.picture)):
+        if '://' not in str(path) and not Path(path).is_file():
+            raise SystemExit(f'there is no {kind} {path}')
+    if not args.out.resolve().parent.is_dir() or not os.access(args.out.resolve().parent, os.W_OK):
+        raise SystemExit(f'--out {args.out}: the folder is not there or may not be written')
+    return args
+
+
+def build_predictor(args: argparse.Namespace):
+    """The detector with its weights; SystemExit where something of it is wrong."""
+    import torch
+
+    from mmdet_diffusion import input_checks, launch
+    from mmdet_diffusion.prediction import Predictor
+
+    device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+    input_checks.refuse_missing_device(device)
+    path, = launch.with_config_path([args.config])
+    launch.refuse_missing_config(path)
+    config = launch.read_config(path, launch.parse_cfg_options(args.cfg_options))
+    input_checks.refuse_missing_model(config)
+    dial = dict(sampling_timesteps=args.steps, num_proposals=args.boxes, seed=args.seed)
+    try:
+        return Predictor(config, args.checkpoint, device=device, score_thr=args.score_thr, dial=dial)
+    except ValueError as error:  # the model says what is wrong with its settings, such as too many steps
+        raise SystemExit(str(error)) from error
+
+
+def followed(predictor, path: Path, size: int) -> tuple:
+    """The picture with its longer side at ``size``, and its boxes' ways in that size."""
+    import numpy as np
+    import torch
+    from mmengine.dataset import pseudo_collate
+    from PIL import Image
+
+    from mmdet_diffusion.task_modules import image_noise, image_sizes
+    from mmdet_diffusion.visualization import box_paths
+
+    try:
+        original, sample = predictor.read(path)
+    except Exception as error:  # whatever decoders raise at what is no picture
+        raise SystemExit(f'{path} cannot be used as a picture ({type(error).__name__})') from error
+    model, head = predictor.model, predictor.model.bbox_head
+    settings = head.sampling_settings()
+    with torch.no_grad():
+        data = model.data_preprocessor(pseudo_collate([sample]))
+        metas, feats = [data['data_samples'][0].metainfo], model.extract_feat(data['inputs'])
+        device = feats[0].device
+        moments = box_paths(head.sampling_steps(feats, image_sizes(metas, device), settings,
+                                                image_noise(settings.seed, metas, device)), settings.renewal_score_thr)
+    picture = Image.fromarray(np.ascontiguousarray(original[..., ::-1]))
+    scale = size / max(picture.size)
+    picture = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
+    height, width = metas[0]['img_shape'][:2]
+    ratio = np.array([picture.width / width, picture.height / height] * 2, dtype=np.float32)
+    return picture, [moment._replace(bboxes=moment.bboxes * ratio) for moment in moments]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    args = parse_args(argv)
+    predictor = build_predictor(args)
+    from mmdet_diffusion.visualization import draw_story, write_animation
+
+    picture, moments = followed(predictor, args.picture, args.size)
+    try:
+        if args.out.suffix.lower() == '.png':
+            unfinished = args.out.with_name(f'.{args.out.stem}-{os.getpid()}.png')
+            draw_story(picture, moments, args.score_thr).save(unfinished)
+            unfinished.replace(args.out)
+        else:
+            write_animation(picture, moments, args.score_thr, args.out, round(args.max_mib * 2**20))
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    except OSError as error:
+        raise SystemExit(f'cannot write {args.out}: {error.strerror or error}') from error
+    found = int((moments[-1].scores > args.score_thr).sum())
+    print(f'{args.out}: {found} of {args.boxes} boxes end above {args.score_thr}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
