@@ -14,7 +14,7 @@ NOISE = (205, 205, 205)  # of boxes that become nothing
 FAINTEST, FAINT_NOISE = 60, 70  # opacity, of 255: a box that will be an object but is unsure; one that will be none
 DARKENED = 0.2  # share of black in the picture
 MARGIN, CAPTION = 4, 16  # pixels between panels and above them
-BETWEEN, PAUSE = 3, 5  # frames from one moment to the next; frames that start and end stand still
+BETWEEN, PAUSE = 3, 12  # frames from one moment to the next; frames that start and end stand still
 FRAME_MS = 70
 QUALITIES = (85, 70, 55, 40, 25)  # of WebP, tried until the file is small enough
 
