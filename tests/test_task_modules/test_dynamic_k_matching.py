@@ -474,7 +474,8 @@ def test_the_host_reads_one_value_when_no_object_needs_repair():
 
 def test_the_number_of_operators_grows_with_nothing():
     counts = {count_operators(*easy_scene(*sizes))[0] for sizes in SIZES}
-    assert len(counts) == 1 and counts.pop() < 150
+    most = 170 if torch.__version__.startswith('2.1.') else 150  # 2.1 makes two views where later ones make one
+    assert len(counts) == 1 and counts.pop() < most
 
 
 def test_repair_reads_no_more_for_many_images_and_stages_than_for_one():
