@@ -18,9 +18,10 @@ MAY_IMPORT = dict(
     detectors=TASK | PARTS | {'heads', 'half_precision'}, hooks=TASK | PARTS | {'heads', 'detectors'},
     testing={'structures'}, config_zoo=set(), host_memory=set(), installation=set(),
     input_checks={'hooks', 'half_precision'}, launch={'config_zoo', 'host_memory', 'input_checks'},
-    prediction={'input_checks'}, operator_count=set(), half_precision=set(),
+    prediction={'input_checks'}, command_line={'config_zoo', 'input_checks', 'launch', 'prediction'},
+    whole_file=set(), visualization={'whole_file'}, operator_count=set(), half_precision=set(),
     annotation_categories={'annotation_faults'}, annotation_faults=set(), loops=set(),
-    backbones=set(), evaluation=TASK | PARTS | {'heads', 'detectors', 'input_checks', 'prediction'},
+    backbones=set(), evaluation=TASK | PARTS | {'heads', 'detectors', 'input_checks', 'prediction', 'whole_file'},
     optim={'half_precision'}, __main__=set(), deployment=TASK | PARTS | {'heads'},
     __init__={
         'backbones', 'config_zoo', 'installation', 'detectors', 'heads', 'hooks', 'loops', 'losses', 'optim',

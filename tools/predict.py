@@ -176,24 +176,10 @@ def build_predictor(args: argparse.Namespace):
 
         return ExportPredictor(args.config, engine=args.engine or 'onnxruntime', score_thr=args.score_thr,
                                steps=args.steps, boxes=args.boxes, seed=args.seed)
-    import torch
+    from mmdet_diffusion.command_line import predictor_of
 
-    from mmdet_diffusion import input_checks, launch
-    from mmdet_diffusion.prediction import Predictor
-
-    device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
-    input_checks.refuse_missing_device(device)
-    path, = launch.with_config_path([args.config])
-    launch.refuse_missing_config(path)
-    config = launch.read_config(path, launch.parse_cfg_options(args.cfg_options))
-    input_checks.refuse_missing_model(config)
-    input_checks.refuse_half_precision(config, device)
     dial = dict(sampling_timesteps=args.steps, num_proposals=args.boxes, seed=args.seed)
-    try:
-        return Predictor(config, args.checkpoint, device=device, score_thr=args.score_thr,
-                         dial={name: value for name, value in dial.items() if value is not None})
-    except ValueError as error:  # the model says what is wrong with its settings, such as too many steps
-        raise SystemExit(str(error)) from error
+    return predictor_of(args, {name: value for name, value in dial.items() if value is not None})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..whole_file import write_whole_file
 from .content_key import content_key
 
 
@@ -44,7 +45,8 @@ class CellRecords:
         self.folder = root / content_key(parts)
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / 'cell.json').exists():
-            _write(self.folder / 'cell.json', json.dumps(parts, indent=1, sort_keys=True, default=str).encode())
+            content = json.dumps(parts, indent=1, sort_keys=True, default=str).encode()
+            write_whole_file(self.folder / 'cell.json', content)
 
     def has(self, chunk: int) -> bool:
         """Whether a chunk is there."""
@@ -79,9 +81,3 @@ class CellRecords:
 
     def _path(self, chunk: int) -> Path:
         return self.folder / f'{chunk:05d}.npz'
-
-
-def _write(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
-    unfinished.write_bytes(content)
-    unfinished.replace(path)

@@ -46,13 +46,13 @@ def box_paths(steps: Iterable[SamplingStep], renewal_score_thr: float | None, im
     Returns:
         list[Moment]: for each step its noise and then each stage.
     """
-    moments, scores, renewed = [], None, None
+    moments = []
     for number, step in enumerate(steps):
         noise = _array(step.noisy_bboxes[image])
-        if scores is None:
-            scores, renewed = np.zeros(len(noise), dtype=np.float32), np.zeros(len(noise), dtype=bool)
+        if not moments:
+            scores, labels = np.zeros(len(noise), dtype=np.float32), np.zeros(len(noise), dtype=np.int64)
+            renewed = np.zeros(len(noise), dtype=bool)
         # The labels and last scores are those of the present moment; the way's end replaces them below.
-        labels = moments[-1].labels if moments else np.zeros(len(noise), dtype=np.int64)
         moments.append(Moment(step.t, number, 0, noise, np.where(renewed, 0, scores), labels, scores, renewed))
         for stage, (logits, bboxes) in enumerate(zip(*step.stages, strict=True), 1):
             probabilities = _array(logits[image].float().sigmoid())

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..whole_file import write_whole_file
 from .box_paths import Moment
 
 NOISE = (205, 205, 205)  # of boxes that become nothing
@@ -126,9 +127,7 @@ def write_animation(picture: Image.Image, moments: Sequence[Moment], score_thr: 
     else:
         raise ValueError(f'the animation takes {len(content) / 2**20:.1f} MiB at the lowest quality; allow more, or '
                          'take fewer steps or a smaller picture')
-    unfinished = path.with_name(f'.{path.name}.part')
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
+    write_whole_file(path, content)
     return len(content)
 
 

@@ -8,6 +8,7 @@ renewed. The same picture, weights and seed give the same file.
 """
 
 import argparse
+import io
 import os
 import sys
 from pathlib import Path
@@ -48,26 +49,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def build_predictor(args: argparse.Namespace):
-    """The detector with its weights; SystemExit where something of it is wrong."""
-    import torch
-
-    from mmdet_diffusion import input_checks, launch
-    from mmdet_diffusion.prediction import Predictor
-
-    device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
-    input_checks.refuse_missing_device(device)
-    path, = launch.with_config_path([args.config])
-    launch.refuse_missing_config(path)
-    config = launch.read_config(path, launch.parse_cfg_options(args.cfg_options))
-    input_checks.refuse_missing_model(config)
-    dial = dict(sampling_timesteps=args.steps, num_proposals=args.boxes, seed=args.seed)
-    try:
-        return Predictor(config, args.checkpoint, device=device, score_thr=args.score_thr, dial=dial)
-    except ValueError as error:  # the model says what is wrong with its settings, such as too many steps
-        raise SystemExit(str(error)) from error
-
-
 def followed(predictor, path: Path, size: int) -> tuple:
     """The picture with its longer side at ``size``, and its boxes' ways in that size."""
     import numpy as np
@@ -101,15 +82,17 @@ def followed(predictor, path: Path, size: int) -> tuple:
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
     args = parse_args(argv)
-    predictor = build_predictor(args)
+    from mmdet_diffusion.command_line import predictor_of
     from mmdet_diffusion.visualization import draw_story, write_animation
+    from mmdet_diffusion.whole_file import write_whole_file
 
+    predictor = predictor_of(args, dict(sampling_timesteps=args.steps, num_proposals=args.boxes, seed=args.seed))
     picture, moments = followed(predictor, args.picture, args.size)
     try:
         if args.out.suffix.lower() == '.png':
-            unfinished = args.out.with_name(f'.{args.out.stem}-{os.getpid()}.png')
-            draw_story(picture, moments, args.score_thr).save(unfinished)
-            unfinished.replace(args.out)
+            buffer = io.BytesIO()
+            draw_story(picture, moments, args.score_thr).save(buffer, format='PNG')
+            write_whole_file(args.out, buffer.getvalue())
         else:
             write_animation(picture, moments, args.score_thr, args.out, round(args.max_mib * 2**20))
     except ValueError as error:
