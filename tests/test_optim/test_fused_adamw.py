@@ -12,7 +12,9 @@ from mmdet_diffusion.optim import FusedAdamW
 def trained(cfg, steps=3):
     torch.manual_seed(0)
     model = nn.Linear(5, 3)
-    optimizer = OPTIMIZERS.build(dict(cfg, params=iter(model.parameters()), lr=0.1, weight_decay=0.05))
+    settings = dict(params=iter(model.parameters()), lr=0.1, weight_decay=0.05)
+    # by its scope: the default one is whatever runner or test came last
+    optimizer = OPTIMIZERS.build(dict(cfg, _scope_='mmdet', **settings))
     for _ in range(steps):
         optimizer.zero_grad()
         model(torch.linspace(-1, 1, 10).view(2, 5)).square().sum().backward()
