@@ -1,5 +1,7 @@
 """Settings of sampling that are tested against each other."""
 
+import argparse
+import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
@@ -63,6 +65,14 @@ class DialSetting(NamedTuple):
         changes = {name: value for name, value in self.values().items() if name != HELD_STEP}
         SamplingSettings.from_cfg(dict(head.test_cfg or {}, **changes), head.num_proposals,
                                   head.box_sampler.num_train_timesteps)
+
+
+def steps_and_boxes(text: str) -> DialSetting:
+    """``4x100`` to a setting of 4 steps and 100 boxes, as a type of ``argparse``."""
+    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f'{text!r} is not STEPSxBOXES, such as 4x100')
+    return DialSetting(int(match[1]), int(match[2]))
 
 
 def grid(pairs: Sequence[tuple[int, int]], configured: Mapping[str, object], *, controls: bool = False,

@@ -1,4 +1,4 @@
-"""``mmdet-diffusion export``, and ``predict`` on what it writes; the recorded model from image to detections."""
+"""``mmdet-diffusion export``, and ``predict`` on what it writes."""
 
 import json
 import os
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from exports import calm, config_of_tests
-from golden_recordings import Golden
 from mmengine.config import Config
 from PIL import Image
 
@@ -17,8 +16,8 @@ from diffusiondet_runtime import OnnxDetector
 from diffusiondet_runtime.post_processing import Detections, finish
 from mmdet_diffusion import config_path
 from mmdet_diffusion.deployment import parity_check
-from mmdet_diffusion.deployment.onnx_export import write_export
 from mmdet_diffusion.deployment.sampler_file import post_processing, sampler_content
+from mmdet_diffusion.prediction import Predictor
 from mmdet_diffusion.sampling_settings import SamplingSettings
 from mmdet_diffusion.testing import REPOSITORY, build_detector, load_tool, small_model_cfg
 
@@ -148,35 +147,70 @@ def test_the_benchmark_prints_a_row_of_every_engine(exported, checkpoint, capsys
     assert values[4] < values[1]  # MiB: the run-time holds less than torch
 
 
-# The recorded model ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def scored(checkpoint, tmp_path):
+    """A config whose test set has the best detections of the checkpoint at 1x20 as its objects."""
+    load_tool('dataset_converters/make_shapes.py').make_set(tmp_path / 'shapes', num_train=1, num_val=4, size=96)
+    config = tmp_path / 'scored.py'
+    config.write_text(f"_base_ = {SHAPES!r}\n"
+                      f"test_dataloader = dict(dataset=dict(data_root='{tmp_path}/shapes/'))\n"
+                      f"test_evaluator = dict(ann_file='{tmp_path}/shapes/annotations/val.json')\n")
+    predictor = Predictor(Config.fromfile(config), str(checkpoint), device='cpu', score_thr=0.0,
+                          dial=dict(num_proposals=20))
+    annotations = tmp_path / 'shapes' / 'annotations' / 'val.json'
+    content = json.loads(annotations.read_text())
+    content['annotations'] = []
+    for image in content['images']:
+        found = predictor.detect([predictor.read(tmp_path / 'shapes' / 'val' / image['file_name'])[1]])[0]
+        for box, label in zip(found.pred_instances.bboxes[:5].tolist(), found.pred_instances.labels[:5].tolist(),
+                              strict=True):
+            width, height = box[2] - box[0], box[3] - box[1]
+            category = content['categories'][label]['id']
+            content['annotations'].append(dict(
+                id=len(content['annotations']) + 1, image_id=image['id'], category_id=category,
+                bbox=[box[0], box[1], width, height], area=width * height, iscrowd=0))
+    annotations.write_text(json.dumps(content))
+    return str(config)
 
 
-def test_the_recorded_model_gives_its_recorded_detections_from_the_image_on(tmp_path):
-    """One step; rounding grows over more of them in this model of random weights (tests/test_golden.py)."""
-    golden = Golden('mini_r50')
-    recorded = golden('inference')
-    detector = build_detector(golden.model_cfg())
-    detector.load_state_dict(golden.state_dict(), strict=True)
-    config = Config.fromfile(config_path('diffusiondet_r50_fpn_8xb2-450k_coco'))
-    config.test_dataloader.dataset.pipeline = config.test_pipeline[:1]  # the recorded image is resized already
-    (tmp_path / 'exported').mkdir()
-    names = [str(label) for label in range(golden.num_classes)]
-    write_export(detector, tmp_path / 'exported',
-                 sampler_content(config, detector, names, dict(name='checkpoint.pth', sha256='')))
-    picture = recorded['image'].permute(1, 2, 0).contiguous().numpy()
-    found = OnnxDetector(tmp_path / 'exported').detect(picture, steps=1, boxes=golden.num_proposals,
-                                                       noise=recorded[1]['draws'][0].numpy())
-    (height, width), (out_height, out_width) = picture.shape[:2], recorded['ori_shape']
-    bboxes = found.bboxes * np.array([out_width / width, out_height / height] * 2, dtype=np.float32)
-    expected = recorded[1]
-    assert len(found.labels) == len(expected['labels']) >= 5
-    left = list(range(len(found.labels)))
-    for label, score, box in zip(expected['labels'].tolist(), expected['scores'].tolist(), expected['bboxes'].numpy(),
-                                 strict=True):
-        fitting = [index for index in left if found.labels[index] == label and abs(found.scores[index] - score) < 2e-3
-                   and np.abs(bboxes[index] - box).max() < 0.2]
-        assert fitting, (label, score, box)
-        left.remove(fitting[0])
+def test_ap_of_torch_and_of_the_export_stand_side_by_side(exported, checkpoint, scored, capsys, monkeypatch):
+    accuracy = load_tool('analysis_tools/accuracy_export.py')
+    args = [scored, str(checkpoint), str(exported), '--settings', '1x20', '1x30', '--threads', '1']
+    assert accuracy.main(args) == 0
+    rows = [line.strip('| ').split(' | ') for line in capsys.readouterr().out.splitlines() if line.startswith('| ')][2:]
+    assert [row[0] for row in rows] == ['1x20', '1x30']
+    assert float(rows[0][1]) > 0.5  # the objects are its own detections
+    assert all(abs(float(row[1]) - float(row[2])) <= 0.001 for row in rows)
+
+    def moved(self, *inputs, detect=OnnxDetector.detect, **settings):
+        found = detect(self, *inputs, **settings)
+        return found._replace(bboxes=found.bboxes + 2)
+
+    monkeypatch.setattr(OnnxDetector, 'detect', moved)
+    assert accuracy.main([*args, '--num-images', '2']) == 1
+    assert capsys.readouterr().err.endswith('AP differs by more than 0.001\n')
+
+
+def test_an_export_of_another_checkpoint_is_not_compared(exported, checkpoint, scored, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save(dict(content, meta={}), tmp_path / 'other.pth')
+    with pytest.raises(SystemExit, match='was exported from another checkpoint than .*other.pth, from calm.pth$'):
+        load_tool('analysis_tools/accuracy_export.py').main([scored, str(tmp_path / 'other.pth'), str(exported)])
+
+
+@pytest.mark.slow
+def test_the_r50_config_at_its_own_size_passes_the_check_of_the_command(tmp_path):
+    """800 x 1333 and 500 boxes, at full width: each of four steps, and the detections of one."""
+    model = Config.fromfile(config_path('diffusiondet_r50_fpn_8xb2-450k_coco')).model
+    model.backbone.init_cfg = None
+    detector = build_detector(model)
+    calm(detector)
+    torch.save(dict(state_dict=detector.state_dict()), tmp_path / 'calm.pth')
+    out = tmp_path / 'exported'
+    assert export.main(['diffusiondet_r50_fpn_8xb2-450k_coco', str(tmp_path / 'calm.pth'), '--out', str(out)]) == 0
+    content = json.loads((out / 'sampler.json').read_text())
+    assert content['input']['resize']['scale'] == [1333, 800] and content['sampling']['boxes'] == 500
+    assert len(content['check']) == 10
 
 
 def test_no_limit_and_no_threshold_are_those_of_mmdet():

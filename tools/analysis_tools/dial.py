@@ -12,7 +12,6 @@ Examples:
 import mmdet_diffusion  # noqa: F401  isort: skip  first: it makes the operators of mmcv available
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from mmdet_diffusion.detectors import DiffusionDet
 from mmdet_diffusion.evaluation.content_key import code_digest, data_digest, weights_digest
 from mmdet_diffusion.evaluation.detection_records import CellRecords
 from mmdet_diffusion.evaluation.dial_report import DialReport, write_report
-from mmdet_diffusion.evaluation.dial_settings import CONTROLS, DialSetting, grid
+from mmdet_diffusion.evaluation.dial_settings import CONTROLS, DialSetting, grid, steps_and_boxes
 from mmdet_diffusion.evaluation.ground_truth import ground_truth
 from mmdet_diffusion.evaluation.other_metrics import is_coco_box_ap
 from mmdet_diffusion.evaluation.shared_features import test_cells
@@ -38,14 +37,6 @@ from mmdet_diffusion.host_memory import keep_freed_memory
 from mmdet_diffusion.input_checks import refuse_missing_data, refuse_missing_device
 from mmdet_diffusion.launch import with_config_path
 from mmdet_diffusion.prediction import load_weights
-
-
-def setting(text: str) -> tuple[int, int]:
-    """``4x100`` to (4 steps, 100 boxes)."""
-    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f'{text!r} is not STEPSxBOXES, such as 4x100')
-    return int(match[1]), int(match[2])
 
 
 def number_or_none(text: str) -> float | None:
@@ -60,7 +51,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('checkpoint')
     parser.add_argument('--steps', nargs='+', type=int, default=[], help='default: 1 2 4')
     parser.add_argument('--boxes', nargs='+', type=int, default=[], help='default: as trained, 300 and 500')
-    parser.add_argument('--settings', nargs='+', type=setting, default=[], metavar='STEPSxBOXES',
+    parser.add_argument('--settings', nargs='+', type=steps_and_boxes, default=[], metavar='STEPSxBOXES',
                         help='instead of the grid of --steps and --boxes')
     parser.add_argument('--eta', nargs='+', type=float, default=[], help="default: the config's, as of the next")
     parser.add_argument('--renewal', nargs='+', type=number_or_none, default=[], help='renewal_score_thr, or none')
@@ -98,8 +89,8 @@ def load(args: argparse.Namespace) -> tuple[Config, DiffusionDet]:
 def wanted(args: argparse.Namespace, model: DiffusionDet) -> list[DialSetting]:
     """All settings, each once; a wrong one shows now."""
     trained = model.bbox_head.num_proposals
-    pairs = args.settings or [(steps, boxes) for steps in args.steps or (1, 2, 4)
-                              for boxes in args.boxes or sorted({trained, 300, 500})]
+    pairs = [(one.steps, one.boxes) for one in args.settings] or [
+        (steps, boxes) for steps in args.steps or (1, 2, 4) for boxes in args.boxes or sorted({trained, 300, 500})]
     configured = dict(model.bbox_head.test_cfg or {})
     settings = grid(pairs, configured, eta=args.eta, renewal_score_thr=args.renewal, nms=args.nms,
                     ensemble=args.ensemble, start_noise=args.start_noise, controls=args.controls)
