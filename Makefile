@@ -43,6 +43,8 @@ BIN = $(VENV)/bin
 TESTS ?= tests
 # The tests' tensors are small: a thread more only waits, a process more takes other files. TEST_ARGS='-n 0' for none.
 TEST_PROCESSES = $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? n : 4 )))
+# Files in the order of tests/conftest.py.
+TEST_SHARES = -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # A new name for each run: results of earlier ones stay.
 BENCH_CONFIG ?= configs/diffusiondet/diffusiondet_r50_fpn_8xb2-450k_coco.py
@@ -64,7 +66,7 @@ demo: setup
 	$(BIN)/python tools/demo.py $(DEMO_ARGS)
 
 test: setup
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(TESTS) -q -n $(TEST_PROCESSES) --dist loadfile $(TEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(TESTS) -q $(TEST_SHARES) $(TEST_ARGS)
 
 test-compiled:
 	$(MAKE) test VENV='$(VENV_COMPILED)' LOCK=compiled

@@ -8,6 +8,12 @@ import mmcv_stand_in
 mmcv_stand_in.install()
 
 
+def pytest_collection_modifyitems(items):
+    """Files with minutes-long tests first: of files that processes share, one that starts last would end alone."""
+    long = {item.path for item in items if item.get_closest_marker('slow')}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture
 def page_locked_memory(monkeypatch):
     """Page-locked memory where there is no GPU: a copy that calls itself so, for meta, which takes a GPU's part."""

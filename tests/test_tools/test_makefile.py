@@ -49,7 +49,8 @@ def test_operators_are_compiled_only_where_that_is_asked_for():
 
 def test_some_tests_can_be_chosen():
     command = make('test', 'TESTS=tests/test_ops tests/test_heads', 'TEST_ARGS=-x').splitlines()[-1]
-    assert re.search(r'-m pytest tests/test_ops tests/test_heads -q -n \d+ --dist loadfile -x$', command)
+    shares = r'-n \d+ --dist loadfile --no-loadscope-reorder'
+    assert re.search(f'-m pytest tests/test_ops tests/test_heads -q {shares} -x$', command)
 
 
 def test_python_of_an_environment_means_that_environment():
