@@ -49,6 +49,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         name (str): of detector and setting.
+        detector (str): name of the entry.
+        setting (DialSetting | None): None for as it is configured.
         contestant (Contestant): matches of each training and sampling seed.
         records (Sequence[Sequence[Sequence[ImageDetections]]]): of each training, seed and image.
         metrics (dict[str, list[list[float]]]): by name, of each training and seed.
@@ -58,6 +60,8 @@ class Outcome(NamedTuple):
     """
 
     name: str
+    detector: str
+    setting: DialSetting | None
     contestant: Contestant
     records: Sequence[Sequence[Sequence[ImageDetections]]]
     metrics: dict[str, list[list[float]]]
@@ -166,7 +170,7 @@ class Contest:
                     training_seconds=training_seconds(Path(entry.checkpoints[0])))
         curves = [learning_curve(Path(checkpoint)) for checkpoint in entry.checkpoints]
         errors = error_types(self.truth, found[0][0])
-        return Outcome(name, Contestant(name, matches), runs, metrics, errors, cost, curves)
+        return Outcome(name, entry.name, setting, Contestant(name, matches), runs, metrics, errors, cost, curves)
 
     def _times(self, models: Mapping[str, nn.Module], outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
         predict, samples = {}, {}

@@ -6,7 +6,7 @@ a detection of higher score has (duplicate), with none (background). An object t
 once these were right, is missed. What a kind costs is what AP50 gains where its errors are mended, each kind alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ class ImageErrors(NamedTuple):
     Attributes:
         scores (Array): shape (D,).
         labels (Array): shape (D,).
+        areas (Array): of each detection's object, or else of its box, shape (D,).
         kinds (list[str]): ``true``, ``ignored``, or one of :data:`KINDS`.
         objects (list[int]): place of the object that a detection has or would have when mended; -1 for none.
         object_labels (Array): of the objects that count, shape (M,).
@@ -37,6 +38,7 @@ class ImageErrors(NamedTuple):
 
     scores: Array
     labels: Array
+    areas: Array
     kinds: list[str]
     objects: list[int]
     object_labels: Array
@@ -52,16 +54,19 @@ class ErrorTypes(NamedTuple):
         ap50 (float): as it is.
         lost (dict[str, float]): AP50 that each kind costs.
         counts (dict[str, int]): errors of each kind.
-        missed_by_size (dict[str, tuple[int, int]]): missed objects and all objects of a size.
-        missed_by_crowding (dict[str, tuple[int, int]]): the same by the number of objects in an image: up to the
-            median over objects, and above it.
+        by_size (dict[str, dict[str, int]]): of each size of objects: how many there are (``objects``), and errors of
+            each kind. The size of a false detection is that of the object that it would have, or else its own.
+        by_crowding (dict[str, dict[str, int]]): the same by the number of objects in an image: up to the median over
+            objects, and above it.
+        found (list[bool]): of each object, in the order of images and annotations, whether a detection has it.
     """
 
     ap50: float
     lost: dict[str, float]
     counts: dict[str, int]
-    missed_by_size: dict[str, tuple[int, int]]
-    missed_by_crowding: dict[str, tuple[int, int]]
+    by_size: dict[str, dict[str, int]]
+    by_crowding: dict[str, dict[str, int]]
+    found: list[bool]
 
 
 def error_types(truth: COCO, detections: Sequence[dict]) -> ErrorTypes:
@@ -75,7 +80,8 @@ def error_types(truth: COCO, detections: Sequence[dict]) -> ErrorTypes:
     lost = {kind: _ap50([mended(image, kind) for image in images], labels) - ap50 for kind in KINDS}
     counts = {kind: sum(image.kinds.count(kind) for image in images) for kind in KINDS}
     counts['missed'] = int(sum(image.missed.sum() for image in images))
-    return ErrorTypes(ap50, lost, counts, _missed_by_size(images), _missed_by_crowding(images))
+    found = [bool(one) for image in images for one in image.found]
+    return ErrorTypes(ap50, lost, counts, _by_size(images), _by_crowding(images), found)
 
 
 def image_errors(annotations: Sequence[Mapping], detections: Sequence[Mapping]) -> ImageErrors:
@@ -108,9 +114,12 @@ def image_errors(annotations: Sequence[Mapping], detections: Sequence[Mapping]) 
     mendable = {one for one, kind in zip(places, kinds, strict=True) if kind in ('classification', 'localisation')}
     found = owner >= 0
     missed = ~found & ~np.isin(np.arange(len(objects)), sorted(mendable))
+    object_areas = np.array([one['area'] for one in objects], dtype=float)
+    areas = [object_areas[place] if place >= 0 else one['bbox'][2] * one['bbox'][3]
+             for place, one in zip(places, detections, strict=True)]
     return ImageErrors(np.array([one['score'] for one in detections]),
-                       np.array([one['category_id'] for one in detections], dtype=int), kinds, places, labels,
-                       np.array([one['area'] for one in objects]), found, missed)
+                       np.array([one['category_id'] for one in detections], dtype=int), np.array(areas), kinds, places,
+                       labels, object_areas, found, missed)
 
 
 def _kind(ious: Array, is_same: Array, owner: Array) -> tuple[str, int]:
@@ -168,21 +177,32 @@ def _precision(true: Array, number: int) -> float:
     return float(np.append(precision, 0)[np.minimum(places, len(true))].mean())
 
 
-def _missed_by_size(images: Sequence[ImageErrors]) -> dict[str, tuple[int, int]]:
-    areas = np.concatenate([image.object_areas for image in images])
-    missed = np.concatenate([image.missed for image in images])
-    groups = np.searchsorted(list(SIZES.values()), areas, side='right')
-    return {name: (int(missed[groups == place].sum()), int((groups == place).sum()))
-            for place, name in enumerate(AREAS[1:])}
+def _by_size(images: Sequence[ImageErrors]) -> dict[str, dict[str, int]]:
+    bounds = list(SIZES.values())
+    return _grouped(images, AREAS[1:], lambda image: (np.searchsorted(bounds, image.object_areas, side='right'),
+                                                      np.searchsorted(bounds, image.areas, side='right')))
 
 
-def _missed_by_crowding(images: Sequence[ImageErrors]) -> dict[str, tuple[int, int]]:
+def _by_crowding(images: Sequence[ImageErrors]) -> dict[str, dict[str, int]]:
     numbers = np.concatenate([np.full(len(image.missed), len(image.missed)) for image in images])
-    missed = np.concatenate([image.missed for image in images])
     middle = int(np.median(numbers)) if len(numbers) else 0
-    few = numbers <= middle
-    return {f'up to {middle} in the image': (int(missed[few].sum()), int(few.sum())),
-            'more': (int(missed[~few].sum()), int((~few).sum()))}
+    return _grouped(images, (f'up to {middle} in the image', 'more'), lambda image: tuple(
+        np.full(number, int(len(image.missed) > middle)) for number in (len(image.missed), len(image.kinds))))
+
+
+def _grouped(images: Sequence[ImageErrors], names: Sequence[str],
+             groups: Callable[[ImageErrors], tuple[Array, Array]]) -> dict[str, dict[str, int]]:
+    """Objects and errors of each group; ``groups`` gives the group of each object and of each detection."""
+    counts = {name: dict.fromkeys(('objects', *KINDS), 0) for name in names}
+    for image in images:
+        of_objects, of_detections = groups(image)
+        for group, is_missed in zip(of_objects, image.missed, strict=True):
+            counts[names[group]]['objects'] += 1
+            counts[names[group]]['missed'] += int(is_missed)
+        for group, kind in zip(of_detections, image.kinds, strict=True):
+            if kind in KINDS:
+                counts[names[group]][kind] += 1
+    return counts
 
 
 def _ious(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], *,

@@ -3,7 +3,6 @@
 import contextlib
 import io
 
-import numpy as np
 import pytest
 from made_detections import made_detections, made_objects
 from pycocotools.coco import COCO
@@ -75,8 +74,20 @@ def test_ap50_is_that_of_the_matches_and_no_mending_lowers_it(seed):
     assert found.ap50 == pytest.approx(match_detections(truth, detections).ap(iou=0.5), abs=1e-9)
     assert all(gain >= -1e-9 for gain in found.lost.values())
     assert all(found.counts[kind] for kind in ('localisation', 'background', 'missed'))
-    assert sum(part for part, _ in found.missed_by_size.values()) == found.counts['missed']
-    assert sum(part for part, _ in found.missed_by_crowding.values()) == found.counts['missed']
     number = sum(not one['iscrowd'] for one in truth.dataset['annotations'])
-    assert sum(whole for _, whole in found.missed_by_size.values()) == number
-    assert np.isclose(sum(whole for _, whole in found.missed_by_crowding.values()), number)
+    for groups in (found.by_size, found.by_crowding):
+        assert {kind: sum(group[kind] for group in groups.values()) for kind in KINDS} == found.counts
+        assert sum(group['objects'] for group in groups.values()) == number
+    assert len(found.found) == number and 0 < sum(found.found) < number
+
+
+def test_errors_are_counted_by_the_size_of_their_object_and_by_the_crowding_of_their_image():
+    small, large = [10, 10, 20, 20], [60, 60, 120, 120]
+    found = error_types(truth_of((small, 1), (large, 1)), [
+        detection([15, 10, 40, 40], 1), detection(large, 1), detection(large, 1, 0.5), detection([0, 150, 50, 50], 1)])
+    assert found.by_size == {
+        'small': dict.fromkeys(KINDS, 0) | dict(objects=1, localisation=1),
+        'medium': dict.fromkeys(KINDS, 0) | dict(objects=0, background=1),  # its own size: it is near no object
+        'large': dict.fromkeys(KINDS, 0) | dict(objects=1, duplicate=1)}
+    assert found.by_crowding['up to 2 in the image']['objects'] == 2 and found.by_crowding['more']['objects'] == 0
+    assert found.found == [False, True]

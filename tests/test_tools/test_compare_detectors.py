@@ -87,6 +87,25 @@ def test_every_detector_and_setting_has_its_figures(done):
     assert found['ours 2x12']['cost']['flops'] > found['ours 1x8']['cost']['flops']
 
 
+def test_errors_stand_by_size_and_crowding_and_what_another_setting_mends(done):
+    content = json.loads((done / 'compare.json').read_text())
+    for one in content['detectors']:
+        errors = one['errors']
+        for groups in (errors['by_size'], errors['by_crowding']):
+            assert sum(group['objects'] for group in groups.values()) == len(errors['found']) > 0
+            assert all(sum(group[kind] for group in groups.values()) == number
+                       for kind, number in errors['counts'].items())
+    text = (done / 'compare.md').read_text()
+    by_group = text.split('## Errors by size and crowding')[1].split('##')[0]
+    assert by_group.count('| fcos, ') == 5
+    mended, = [line for line in text.split('## What more boxes and steps mend')[1].splitlines() if '2x12' in line]
+    cells = [cell.strip() for cell in mended.strip('|').split('|')]
+    first, other = (one['errors'] for one in content['detectors'][:2])
+    assert cells[:2] == ['ours 2x12', 'ours 1x8']
+    assert int(cells[2]) - int(cells[3]) == sum(other['found']) - sum(first['found'])
+    assert int(cells[-1]) == other['counts']['missed'] - first['counts']['missed']
+
+
 def test_what_could_not_be_tested_is_named_and_the_rest_compared(done):
     content = json.loads((done / 'compare.json').read_text())
     assert 'not of this config' in content['failures']['wrong']

@@ -100,9 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit('no detector could be tested')
     words = {one.name: given for one, given in zip(entries, args.detectors, strict=True)}
     for outcome in outcomes:
-        name = max((name for name in names if outcome.name.startswith(name)), key=len)
-        at = next((one for one in args.settings if outcome.name == f'{name} {one.label}'), None)
-        outcome.cost['peak_memory'] = measured_memory(args, words[name], at)
+        outcome.cost['peak_memory'] = measured_memory(args, words[outcome.detector], outcome.setting)
     report = ContestReport(outcomes, failures, contest.truth, machine=machine(contest.device),
                            num_draws=QUICK_DRAWS if args.quick else args.num_draws)
     print(write_contest(report, args.out_dir))
