@@ -1,5 +1,6 @@
 """``test_cfg`` of the head, checked: the dial of one trained model (arXiv:2211.09788, Sec. 4.2, once for all)."""
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -99,6 +100,18 @@ class SamplingSettings(NamedTuple):
         require(self.seed is None or isinstance(self.seed, int), 'seed', self.seed, 'an integer or None')
         require(self.nms is None or _is_nms(self.nms), 'nms', self.nms,
                  "None or a dict such as dict(type='nms', iou_threshold=0.5); types: nms, soft_nms")
+
+
+def steps_and_boxes(text: str) -> tuple[int, int]:
+    """``4x100`` to 4 steps and 100 boxes.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(f'{text!r} is not STEPSxBOXES, such as 4x100')
+    return int(match[1]), int(match[2])
 
 
 def known_values(cfg: OptConfigType, keys: Sequence[str], origin: str) -> dict:

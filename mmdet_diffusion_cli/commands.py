@@ -42,6 +42,8 @@ COMMANDS = (
             f'{SHAPES} CHECKPOINT.pth --steps 1 4 --boxes 100 300', takes_config=True),
     Command('compare', 'analysis_tools/compare_detectors.py', 'compare any detectors: accuracy, cost, errors',
             f'--detector {SHAPES} ONE.pth --detector OTHER_CONFIG.py OTHER.pth --settings 1x100 4x300'),
+    Command('curves', 'analysis_tools/plot_curves.py', 'plot learning curves of one or several trainings',
+            'work_dirs/ours work_dirs/other --out curves.png'),
     Command('export', 'deployment/export.py', 'write a detector as ONNX, to run without torch',
             f'{SHAPES} CHECKPOINT.pth --out exported', takes_config=True),
     Command('convert', 'model_converters/diffusiondet_to_mmdet.py', "convert a checkpoint of the authors' code",

@@ -168,7 +168,7 @@ class Contest:
             flops = num_flops(model, self.loaders[entry.name].dataset[0])
         cost = dict(parameters=num_parameters(model), flops=flops,
                     training_seconds=training_seconds(Path(entry.checkpoints[0])))
-        curves = [learning_curve(Path(checkpoint)) for checkpoint in entry.checkpoints]
+        curves = [learning_curve(Path(checkpoint).parent) for checkpoint in entry.checkpoints]
         errors = error_types(self.truth, found[0][0])
         return Outcome(name, entry.name, setting, Contestant(name, matches), runs, metrics, errors, cost, curves)
 

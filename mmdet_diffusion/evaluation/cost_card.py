@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..detectors.features_once import wait_for
 from .learning_curves import training_log
 from .shared_features import percentiles
 
@@ -53,10 +54,10 @@ def time_in_turns(predict: Mapping[str, Callable[[dict], object]], samples: Mapp
         names = list(predict) if place % 2 == 0 else list(predict)[::-1]
         for name in names:
             batch = pseudo_collate([samples[name][place]])
-            _wait(device)
+            wait_for(device)
             start = time.perf_counter()
             predict[name](batch)
-            _wait(device)
+            wait_for(device)
             seconds[name].append(time.perf_counter() - start)
     return {name: dict(first=values[0], **percentiles(values[WARM_UP:] or values)) for name, values in seconds.items()}
 
@@ -75,7 +76,7 @@ def peak_memory() -> int:
 
 def training_seconds(checkpoint: Path) -> float | None:
     """Median seconds of a training iteration from the log beside a checkpoint; None without one."""
-    log = training_log(checkpoint)
+    log = training_log(checkpoint.parent)
     times = [entry['time'] for entry in log if 'time' in entry and 'loss' in entry]
     return percentiles(times)['p50'] if times else None
 
@@ -84,8 +85,3 @@ def machine(device: torch.device) -> str:
     """Processor or card, threads and versions."""
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
     return (f'{name}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}')
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)

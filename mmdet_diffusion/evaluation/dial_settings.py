@@ -1,13 +1,12 @@
 """Settings of sampling that are tested against each other."""
 
 import argparse
-import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
 from ..heads import DynamicDiffusionHead
-from ..sampling_settings import SamplingSettings
+from ..sampling_settings import SamplingSettings, steps_and_boxes
 from .shared_features import HELD_STEP
 
 CONTROLS = {
@@ -67,12 +66,12 @@ class DialSetting(NamedTuple):
                                   head.box_sampler.num_train_timesteps)
 
 
-def steps_and_boxes(text: str) -> DialSetting:
+def dial_setting(text: str) -> DialSetting:
     """``4x100`` to a setting of 4 steps and 100 boxes, as a type of ``argparse``."""
-    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f'{text!r} is not STEPSxBOXES, such as 4x100')
-    return DialSetting(int(match[1]), int(match[2]))
+    try:
+        return DialSetting(*steps_and_boxes(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def grid(pairs: Sequence[tuple[int, int]], configured: Mapping[str, object], *, controls: bool = False,

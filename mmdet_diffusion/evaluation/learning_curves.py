@@ -1,9 +1,12 @@
 """Learning curves from the logs that mmengine writes beside its checkpoints."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from ..whole_file import write_whole_file
 
 
 class Curve(NamedTuple):
@@ -22,10 +25,10 @@ class Curve(NamedTuple):
     losses: list[tuple[int, float]]
 
 
-def training_log(checkpoint: Path) -> list[dict]:
+def training_log(work_dir: Path) -> list[dict]:
     """Entries of the logs of a work folder, a resumed run's after those before it; empty where there is none."""
     entries = []
-    for path in sorted(checkpoint.parent.glob('*/vis_data/scalars.json')):
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():
             try:
                 entries.append(json.loads(line))
@@ -34,15 +37,21 @@ def training_log(checkpoint: Path) -> list[dict]:
     return entries
 
 
-def learning_curve(checkpoint: Path, metric: str = 'bbox_mAP') -> Curve:
-    """Curve of the training that wrote a checkpoint.
+def metric_names(work_dir: Path) -> list[str]:
+    """Figures of validation that the logs of a work folder have, without the evaluator's prefix."""
+    names = [name for entry in training_log(work_dir) if 'loss' not in entry for name in entry if '/' in name]
+    return list(dict.fromkeys(name.split('/')[-1] for name in names))
+
+
+def learning_curve(work_dir: Path, metric: str = 'bbox_mAP') -> Curve:
+    """Curve of the training of a work folder.
 
     Args:
-        checkpoint (Path): in its work folder.
+        work_dir (Path): where checkpoints are; empty curves where there is no log.
         metric (str): end of its name in the log, after the evaluator's prefix.
     """
     curve, seconds, last = Curve([], [], [], []), 0.0, 0
-    for entry in training_log(checkpoint):
+    for entry in training_log(work_dir):
         found = [value for name, value in entry.items() if name.split('/')[-1] == metric]
         if found:
             curve.iterations.append(last)
@@ -58,23 +67,39 @@ def learning_curve(checkpoint: Path, metric: str = 'bbox_mAP') -> Curve:
     return curve
 
 
-def draw_curves(curves: Mapping[str, Sequence[Curve]], path: Path, *, metric: str = 'AP') -> bool:
-    """Plot curves by name, over iterations and over seconds; False where no training was validated."""
+def draw_curves(curves: Mapping[str, Sequence[Curve]], path: Path, *, metric: str = 'AP', with_losses: bool = False
+                ) -> bool:
+    """Plot curves by name, over iterations and over seconds; False where no training was validated.
+
+    Args:
+        curves (Mapping[str, Sequence[Curve]]): trainings by the name of what was trained.
+        path (Path): of the picture, written whole or not at all.
+        metric (str): for the axis.
+        with_losses (bool): training losses too, in a third panel.
+    """
     import matplotlib.pyplot as plt
     drawn = [(name, curve) for name, runs in curves.items() for curve in runs if curve.values]
     if not drawn:
         return False
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout='constrained')
+    figure, panels = plt.subplots(1, 2 + with_losses, figsize=(5.5 * (2 + with_losses), 4.2), layout='constrained')
     colours = {name: f'C{place}' for place, name in enumerate(curves)}
+    named = set()
     for name, curve in drawn:
-        first = curve is next(one for other, one in drawn if other == name)
-        for axes, places in ((left, curve.iterations), (right, curve.seconds)):
-            axes.plot(places, curve.values, 'o-', color=colours[name], markersize=4, label=name if first else None)
-    left.set(xlabel='iterations', ylabel=metric)
-    right.set(xlabel='seconds of training')
-    for axes in (left, right):
+        style = dict(color=colours[name], label=None if name in named else name)
+        named.add(name)
+        for axes, places in zip(panels, (curve.iterations, curve.seconds), strict=False):
+            axes.plot(places, curve.values, 'o-', markersize=4, **style)
+        if with_losses:
+            panels[2].plot(*zip(*curve.losses, strict=True), linewidth=1, **style)
+    panels[0].set(xlabel='iterations', ylabel=metric)
+    panels[1].set(xlabel='seconds of training', ylabel=metric)
+    if with_losses:
+        panels[2].set(xlabel='iterations', ylabel='loss of training', yscale='log')
+    for axes in panels:
         axes.grid(alpha=0.3)
-    left.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    panels[0].legend(fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format=path.suffix.lstrip('.') or 'png')
     plt.close(figure)
+    write_whole_file(path, buffer.getvalue())
     return True

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 
 import torch
 from mmdet.structures import DetDataSample
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ..detectors import DiffusionDet
+from ..detectors.features_once import features_once, wait_for
 from .detection_records import CellRecords, ImageDetections
 
 IMAGES_A_CHUNK = 32  # an interrupted run loses at most so many
@@ -76,16 +77,16 @@ def _test_batch(model: DiffusionDet, batch: dict, cells: Mapping[CellRecords, Ma
     head = model.bbox_head
     configured = head.test_cfg
     try:
-        with _features_once(model) as seconds:
+        with features_once(model) as seconds:
             for cell, settings in cells.items():
                 changes = {name: value for name, value in settings.items() if name != HELD_STEP}
                 head.test_cfg = dict(configured or {}, **changes)
                 seconds['here'] = 0.0
-                _wait(data['inputs'].device)
+                wait_for(data['inputs'].device)
                 start = time.perf_counter()
                 with held_last_step(head, bool(settings.get(HELD_STEP))):
                     samples = model.predict(data['inputs'], data['data_samples'])
-                _wait(data['inputs'].device)
+                wait_for(data['inputs'].device)
                 elapsed = time.perf_counter() - start - seconds['here']
                 number = len(samples)
                 yield cell, [_kept(sample, (seconds['all'] / number, elapsed / number)) for sample in samples]
@@ -98,36 +99,12 @@ def _test_whole(model: nn.Module, batch: dict, cells: Sequence[CellRecords]
                 ) -> Iterator[tuple[CellRecords, list[ImageDetections]]]:
     for cell in cells:
         data = model.data_preprocessor(batch, False)
-        _wait(data['inputs'].device)
+        wait_for(data['inputs'].device)
         start = time.perf_counter()
         samples = model(**data, mode='predict')
-        _wait(data['inputs'].device)
+        wait_for(data['inputs'].device)
         elapsed = (time.perf_counter() - start) / len(samples)
         yield cell, [_kept(sample, (0.0, elapsed)) for sample in samples]
-
-
-@contextmanager
-def _features_once(model: DiffusionDet) -> Iterator[dict[str, float]]:
-    """Let a model compute the features of a batch at its first prediction and give the same at the next ones.
-
-    Gives the seconds that they took: ``all``, and ``here`` since that was last set to 0.
-    """
-    extract_feat, kept, seconds = model.extract_feat, [], dict(all=0.0, here=0.0)
-
-    def once(batch_inputs: Tensor) -> tuple[Tensor, ...]:
-        if not kept:
-            _wait(batch_inputs.device)
-            start = time.perf_counter()
-            kept.append(extract_feat(batch_inputs))
-            _wait(batch_inputs.device)
-            seconds['all'] = seconds['here'] = time.perf_counter() - start
-        return kept[0]
-
-    model.extract_feat = once
-    try:
-        yield seconds
-    finally:
-        del model.extract_feat  # the class's own comes back
 
 
 @contextmanager
@@ -151,11 +128,6 @@ def held_last_step(head: nn.Module, held: bool = True) -> Iterator[None]:
 def _kept(sample: DetDataSample, seconds: tuple[float, float]) -> ImageDetections:
     found = sample.pred_instances.cpu()
     return ImageDetections(found.bboxes.float().numpy(), found.scores.float().numpy(), found.labels.numpy(), seconds)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:

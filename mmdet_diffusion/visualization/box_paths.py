@@ -1,12 +1,16 @@
 """Each box of the reverse process, followed from noise to what it becomes. arXiv:2211.09788, Alg. 2."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
+import torch
+from mmdet.structures import DetDataSample
+from PIL import Image
+from torch import Tensor, nn
 
 from ..structures import SamplingStep
+from ..task_modules import image_noise, image_sizes
 
 
 class Moment(NamedTuple):
@@ -60,6 +64,42 @@ def box_paths(steps: Iterable[SamplingStep], renewal_score_thr: float | None, im
             moments.append(Moment(step.t, number, stage, _array(bboxes[image]), scores, labels, scores, renewed))
         renewed = np.zeros(len(noise), dtype=bool) if renewal_score_thr is None else scores <= renewal_score_thr
     return _with_ends(moments)
+
+
+@torch.no_grad()
+def follow_boxes(model: nn.Module, data: dict) -> list[list[Moment]]:
+    """The boxes of each picture of a batch, at the settings of the head's ``test_cfg``.
+
+    Args:
+        model (nn.Module): a :class:`DiffusionDet`, in evaluation mode.
+        data (dict): ``inputs``, a tensor of shape (B, 3, H, W), and ``data_samples``, as of its data preprocessor.
+
+    Returns:
+        list[list[Moment]]: of each picture. Without a seed in ``test_cfg`` it is 0; global random states stay.
+    """
+    head, metas = model.bbox_head, [sample.metainfo for sample in data['data_samples']]
+    settings, device = head.sampling_settings(), data['inputs'].device
+    steps = list(head.sampling_steps(model.extract_feat(data['inputs']), image_sizes(metas, device), settings,
+                                     image_noise(settings.seed or 0, metas, device)))
+    return [box_paths(steps, settings.renewal_score_thr, image) for image in range(len(metas))]
+
+
+def on_picture(moments: Sequence[Moment], sample: DetDataSample, picture: Image.Image, longer_side: int
+               ) -> tuple[Image.Image, list[Moment]]:
+    """A picture resized, and its moments in the pixels of that.
+
+    Args:
+        moments (Sequence[Moment]): in pixels of the network input.
+        sample (DetDataSample): with the ``img_shape`` of the network input, before padding.
+        picture (Image.Image): RGB, of any size.
+        longer_side (int): pixels.
+    """
+    scale = longer_side / max(picture.size)
+    size = [max(1, round(side * scale)) for side in picture.size]
+    height, width = sample.img_shape[:2]
+    ratio = np.array([size[0] / width, size[1] / height] * 2, dtype=np.float32)
+    return (picture.resize(size, Image.Resampling.LANCZOS),
+            [moment._replace(bboxes=moment.bboxes * ratio) for moment in moments])
 
 
 def _with_ends(moments: list[Moment]) -> list[Moment]:

@@ -23,7 +23,7 @@ from diffusiondet_runtime.folder import sha256
 from mmdet_diffusion.config_zoo import with_config_path
 from mmdet_diffusion.evaluation.average_precision import match_detections
 from mmdet_diffusion.evaluation.detection_records import ImageDetections
-from mmdet_diffusion.evaluation.dial_settings import DialSetting, steps_and_boxes
+from mmdet_diffusion.evaluation.dial_settings import DialSetting, dial_setting
 from mmdet_diffusion.evaluation.ground_truth import coco_detections, ground_truth
 from mmdet_diffusion.input_checks import refuse_missing_checkpoint, refuse_missing_data
 from mmdet_diffusion.prediction import Predictor
@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('config', help='path, or name of one of this package')
     parser.add_argument('checkpoint')
     parser.add_argument('exported', help='folder of mmdet-diffusion export, of this config and checkpoint')
-    parser.add_argument('--settings', nargs='+', type=steps_and_boxes, metavar='STEPSxBOXES',
+    parser.add_argument('--settings', nargs='+', type=dial_setting, metavar='STEPSxBOXES',
                         help='default: 1, 4 and 8 steps of as many boxes as exported')
     parser.add_argument('--num-images', type=int, help='of the test set, from its start; default: all')
     parser.add_argument('--engine', default='onnxruntime', choices=ENGINES)

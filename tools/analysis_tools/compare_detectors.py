@@ -23,7 +23,7 @@ from mmdet_diffusion.config_zoo import with_config_path
 from mmdet_diffusion.evaluation.contest import Contest, Entry, load_model, test_loader
 from mmdet_diffusion.evaluation.contest_report import ContestReport, write_contest
 from mmdet_diffusion.evaluation.cost_card import machine, peak_memory
-from mmdet_diffusion.evaluation.dial_settings import DialSetting, steps_and_boxes
+from mmdet_diffusion.evaluation.dial_settings import DialSetting, dial_setting
 from mmdet_diffusion.host_memory import keep_freed_memory
 from mmdet_diffusion.input_checks import refuse_missing_checkpoint, refuse_missing_device
 
@@ -47,7 +47,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--detector', nargs='+', action='append', required=True,
                         metavar=('[NAME=]CONFIG', 'CHECKPOINT'), dest='detectors')
-    parser.add_argument('--settings', nargs='+', type=steps_and_boxes, default=[], metavar='STEPSxBOXES',
+    parser.add_argument('--settings', nargs='+', type=dial_setting, default=[], metavar='STEPSxBOXES',
                         help="of detectors with a dial; default: the config's")
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='of sampling')
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/compare'))

@@ -29,7 +29,7 @@ from mmdet_diffusion.detectors import DiffusionDet
 from mmdet_diffusion.evaluation.content_key import code_digest, data_digest, weights_digest
 from mmdet_diffusion.evaluation.detection_records import CellRecords
 from mmdet_diffusion.evaluation.dial_report import DialReport, write_report
-from mmdet_diffusion.evaluation.dial_settings import CONTROLS, DialSetting, grid, steps_and_boxes
+from mmdet_diffusion.evaluation.dial_settings import CONTROLS, DialSetting, dial_setting, grid
 from mmdet_diffusion.evaluation.ground_truth import ground_truth
 from mmdet_diffusion.evaluation.other_metrics import is_coco_box_ap
 from mmdet_diffusion.evaluation.shared_features import test_cells
@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('checkpoint')
     parser.add_argument('--steps', nargs='+', type=int, default=[], help='default: 1 2 4')
     parser.add_argument('--boxes', nargs='+', type=int, default=[], help='default: as trained, 300 and 500')
-    parser.add_argument('--settings', nargs='+', type=steps_and_boxes, default=[], metavar='STEPSxBOXES',
+    parser.add_argument('--settings', nargs='+', type=dial_setting, default=[], metavar='STEPSxBOXES',
                         help='instead of the grid of --steps and --boxes')
     parser.add_argument('--eta', nargs='+', type=float, default=[], help="default: the config's, as of the next")
     parser.add_argument('--renewal', nargs='+', type=number_or_none, default=[], help='renewal_score_thr, or none')

@@ -52,31 +52,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def followed(predictor, path: Path, size: int) -> tuple:
     """The picture with its longer side at ``size``, and its boxes' ways in that size."""
     import numpy as np
-    import torch
     from mmengine.dataset import pseudo_collate
     from PIL import Image
 
-    from mmdet_diffusion.task_modules import image_noise, image_sizes
-    from mmdet_diffusion.visualization import box_paths
+    from mmdet_diffusion.visualization import follow_boxes, on_picture
 
     try:
         original, sample = predictor.read(path)
     except Exception as error:  # whatever decoders raise at what is no picture
         raise SystemExit(f'{path} cannot be used as a picture ({type(error).__name__})') from error
-    model, head = predictor.model, predictor.model.bbox_head
-    settings = head.sampling_settings()
-    with torch.no_grad():
-        data = model.data_preprocessor(pseudo_collate([sample]))
-        metas, feats = [data['data_samples'][0].metainfo], model.extract_feat(data['inputs'])
-        device = feats[0].device
-        moments = box_paths(head.sampling_steps(feats, image_sizes(metas, device), settings,
-                                                image_noise(settings.seed, metas, device)), settings.renewal_score_thr)
+    data = predictor.model.data_preprocessor(pseudo_collate([sample]))
+    moments, = follow_boxes(predictor.model, data)
     picture = Image.fromarray(np.ascontiguousarray(original[..., ::-1]))
-    scale = size / max(picture.size)
-    picture = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
-    height, width = metas[0]['img_shape'][:2]
-    ratio = np.array([picture.width / width, picture.height / height] * 2, dtype=np.float32)
-    return picture, [moment._replace(bboxes=moment.bboxes * ratio) for moment in moments]
+    return on_picture(moments, data['data_samples'][0], picture, size)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Two pictures of a trained model: detections beside ground truth, and boxes on their way from noise to objects.
+"""Two pictures of a trained model: detections beside ground truth, and the boxes of one image from noise to objects.
 
 Example:
     python tools/visualizations/draw_denoising.py CONFIG CHECKPOINT --out-dir pictures --images 6 --steps 4
@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 
 from mmdet_diffusion.input_checks import refuse_missing_data, refuse_missing_device
 from mmdet_diffusion.launch import with_config_path
-from mmdet_diffusion.task_modules import image_noise, image_sizes
+from mmdet_diffusion.visualization import draw_story, follow_boxes, on_picture
 
 COLOURS = ((230, 60, 60), (60, 120, 240), (40, 170, 80), (240, 160, 30), (170, 80, 220), (20, 180, 190))
 MARGIN = 4  # white pixels between panels
@@ -55,16 +55,6 @@ def grid(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:
             x += width + MARGIN
         y += height + MARGIN
     return canvas
-
-
-def draw_noise(picture: Image.Image, bboxes: torch.Tensor, scale: float) -> Image.Image:
-    """The picture with many boxes as thin translucent lines."""
-    veil = Image.new('RGBA', picture.size)
-    draw = ImageDraw.Draw(veil)
-    for left, top, right, bottom in (bboxes * scale).tolist():
-        if right > left and bottom > top:
-            draw.rectangle((left, top, right, bottom), outline=(255, 255, 255, 90), width=1)
-    return Image.alpha_composite(picture.convert('RGBA'), veil).convert('RGB')
 
 
 class Viewer:
@@ -112,21 +102,12 @@ class Viewer:
         found = found[found.scores > self.score_thr].cpu()
         return draw_boxes(image, found.bboxes, found.labels, scale)
 
-    @torch.no_grad()
-    def denoising(self, sample: dict) -> list[tuple[str, Image.Image]]:
-        """Boxes that go into each step, white, with those that come out above the threshold; then the detections."""
-        image, scale = self.picture(sample)
+    def story(self, sample: dict) -> Image.Image:
+        """The boxes of a picture from noise to objects, a row a step."""
         data = self.model.data_preprocessor(pseudo_collate([sample]))
-        feats, metas = self.model.extract_feat(data['inputs']), [data['data_samples'][0].metainfo]
-        settings, device = self.head.sampling_settings(), feats[0].device
-        draw = image_noise(settings.seed or 0, metas, device)
-        panels = []
-        for step in self.head.sampling_steps(feats, image_sizes(metas, device), settings, draw):
-            scores, labels = step.cls_scores[0].sigmoid().max(-1)
-            good = scores > self.score_thr
-            found = draw_boxes(image, step.bboxes[0][good].cpu(), labels[good].cpu(), scale)
-            panels.append((f't = {step.t}', draw_noise(found, step.noisy_bboxes[0].cpu(), scale)))
-        return [*panels, (f'all steps, score > {self.score_thr}', self.detections(sample))]
+        moments, = follow_boxes(self.model, data)
+        picture, moments = on_picture(moments, data['data_samples'][0], self.picture(sample)[0], self.panel)
+        return draw_story(picture, moments, self.score_thr)
 
 
 def main() -> int:
@@ -160,7 +141,7 @@ def main() -> int:
     truth = [('ground truth', viewer.ground_truth(sample)) for sample in samples]
     found = [('detections', viewer.detections(sample)) for sample in samples]
     grid([truth, found]).save(args.out_dir / 'detections.png')
-    grid([viewer.denoising(sample) for sample in samples[:3]]).save(args.out_dir / 'denoising.png')
+    viewer.story(samples[0]).save(args.out_dir / 'denoising.png')
     print(f'{args.out_dir / "detections.png"}\n{args.out_dir / "denoising.png"}')
     return 0
 
