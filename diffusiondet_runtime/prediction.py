@@ -1,7 +1,7 @@
 """An exported detector applied to picture files: boxes as JSON holds them, and drawn pictures."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from .detector import OnnxDetector
 from .errors import ExportError
 from .post_processing import Detections
+from .prediction_stream import Prediction, predict_stream
 
 
 class FoundInPicture(NamedTuple):
@@ -49,7 +50,15 @@ class ExportPredictor:
     def read(self, path: Path) -> tuple[np.ndarray, tuple[np.ndarray, str]]:
         """A picture file, uint8 RGB (h, w, 3), and the same with the name that its draws go by."""
         picture = self.detector.read(path)
-        return picture, (picture, path.name)
+        return picture, self.sample(picture, path.name)
+
+    def sample(self, pixels: np.ndarray, name: str) -> tuple[np.ndarray, str]:
+        """What :meth:`detect` takes of a picture in memory, uint8 RGB (h, w, 3); its draws go by the name."""
+        return pixels, name
+
+    def predict(self, sources: Sequence[str | Path], **settings) -> Iterator[Prediction]:
+        """Detections of pictures, folders, globs, videos, cameras and streams; see :func:`predict_stream`."""
+        return predict_stream(self, sources, **settings)
 
     def detect(self, samples: Sequence[tuple[np.ndarray, str]]) -> list[FoundInPicture]:
         """Detections above the threshold, best first, in pixels of the picture file."""
@@ -68,8 +77,8 @@ class ExportPredictor:
                     scores=[round(score, 4) for score in scores.tolist()], labels=labels.tolist(),
                     class_names=[self.classes[label] for label in labels.tolist()])
 
-    def draw(self, picture: np.ndarray, found: FoundInPicture, path: Path) -> None:
-        """Write the picture with its detections."""
+    def drawn(self, picture: np.ndarray, found: FoundInPicture) -> np.ndarray:
+        """The picture with its detections, uint8 RGB (h, w, 3)."""
         image = Image.fromarray(picture)
         pen, width = ImageDraw.Draw(image), max(1, round(max(image.size) / 400))
         for box, score, label in list(zip(*(value.tolist() for value in found.detections), strict=True))[::-1]:
@@ -77,4 +86,4 @@ class ExportPredictor:
             colour = tuple(round(255 * value) for value in colorsys.hsv_to_rgb(hue, 0.9, 1.0))
             pen.rectangle(box, outline=colour, width=width)
             pen.text((box[0] + width + 1, box[1] + width), f'{self.classes[label]} {score:.2f}', fill=colour)
-        image.save(path)
+        return np.asarray(image)

@@ -2,7 +2,7 @@
 
 import pickle
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,8 +15,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
-from numpy import ndarray
+from numpy import ascontiguousarray, ndarray
 from torch import nn
+
+from diffusiondet_runtime.prediction_stream import Prediction, predict_stream
 
 from .input_checks import datasets, refuse_foreign_checkpoint
 
@@ -52,11 +54,21 @@ class Predictor:
         self.visualizer.dataset_meta = dict(classes=self.classes, palette='random')
 
     def read(self, path: Path) -> tuple[ndarray, dict]:
-        """A picture file as it is, (h, w, 3) BGR, and as the network takes it; raises what reading raises."""
+        """A picture file as it is, uint8 RGB (h, w, 3), and as the network takes it; raises what reading raises."""
         # Draws go by the name, so that they stay when the folder moves.
         loaded = self.load(dict(img_path=str(path), img_id=path.name))
         picture = loaded['img']
-        return picture, self.rest(loaded)
+        return ascontiguousarray(picture[..., ::-1]), self.rest(loaded)
+
+    def sample(self, pixels: ndarray, name: str) -> dict:
+        """A picture in memory, uint8 RGB (h, w, 3), as the network takes it; its draws go by the name."""
+        shape = pixels.shape[:2]
+        return self.rest(dict(img=ascontiguousarray(pixels[..., ::-1]), img_id=name, img_path=name, img_shape=shape,
+                              ori_shape=shape))
+
+    def predict(self, sources: Sequence[str | Path], **settings) -> Iterator[Prediction]:
+        """Detections of pictures, folders, globs, videos, cameras and streams; see :func:`predict_stream`."""
+        return predict_stream(self, sources, **settings)
 
     @torch.no_grad()
     def detect(self, samples: Sequence[dict]) -> list[DetDataSample]:
@@ -77,12 +89,12 @@ class Predictor:
                     scores=[round(score, 4) for score in instances.scores.tolist()], labels=labels,
                     class_names=[self.classes[label] for label in labels])
 
-    def draw(self, picture: ndarray, found: DetDataSample, path: Path) -> None:
-        """Write the picture with its detections; no window is needed."""
+    def drawn(self, picture: ndarray, found: DetDataSample) -> ndarray:
+        """The picture with its detections, uint8 RGB (h, w, 3); no window is needed."""
         with warnings.catch_warnings():  # of a box at the edge of the picture
             warnings.filterwarnings('ignore', message='Warning: The .* is out of bounds')
-            self.visualizer.add_datasample(path.stem, picture[..., ::-1], found, draw_gt=False,
-                                           pred_score_thr=self.score_thr, out_file=str(path))
+            self.visualizer.add_datasample('predict', picture, found, draw_gt=False, pred_score_thr=self.score_thr)
+        return self.visualizer.get_image()
 
 
 def load_weights(model: nn.Module, checkpoint: str) -> dict:

@@ -33,7 +33,7 @@ COMMANDS = (
             takes_config=True),
     Command('test', 'test.py', "score a checkpoint: mmdet's tools/test.py",
             f'{SHAPES} CHECKPOINT.pth --cfg-options model.test_cfg.sampling_timesteps=4', takes_config=True),
-    Command('predict', 'predict.py', 'find objects in pictures, folders of them, globs',
+    Command('predict', 'predict.py', 'find objects in pictures, videos, folders, camera streams',
             f"{SHAPES} CHECKPOINT.pth pictures/ 'more/*.jpg' --steps 4 --out-dir predictions", takes_config=True,
             takes_export=True),
     Command('animate', 'visualizations/animate.py', 'show the way from noise to objects on a picture',

@@ -74,7 +74,7 @@ def test_the_stand_ins_need_nothing_but_torch_and_numpy(file):
 @pytest.mark.parametrize('file', sorted((REPOSITORY / 'diffusiondet_runtime').rglob('*.py')),
                          ids=lambda file: str(file.relative_to(REPOSITORY)))
 def test_the_run_time_of_exports_needs_nothing_but_numpy_and_pillow(file):
-    """The engines are imported by name, where they are asked for."""
+    """The engines, and OpenCV for videos, are imported by name, where they are asked for."""
     imported = {name.split('.')[0] for name in imported_modules(file)}
     assert imported <= {'diffusiondet_runtime', 'numpy', 'PIL', *sys.stdlib_module_names}
 

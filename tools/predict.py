@@ -1,120 +1,67 @@
-"""Find objects in pictures: draws them into OUT_DIR/vis and writes OUT_DIR/predictions.json.
+"""Find objects in pictures and videos: draws them into OUT_DIR/vis and writes OUT_DIR/predictions.json.
 
 Example:
     python tools/predict.py CONFIG CHECKPOINT holiday.jpg folder/ 'more/**/*.png' --steps 4 --boxes 300
+    python tools/predict.py CONFIG CHECKPOINT clip.mp4 0 rtsp://camera.local/stream --format jsonl coco
     python tools/predict.py EXPORTED holiday.jpg    # a folder of mmdet-diffusion export, without torch
 
-A picture that cannot be read is named and the others go on; the exit status is 1 then.
+A number is a camera. What cannot be read is named and the others go on; the exit status is 1 then. Ctrl-C ends the run,
+and what was found until then is in the files.
 """
 
 import argparse
-import glob
-import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
-from typing import NamedTuple
 
-SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
-DRAWN = {'.jpg', '.jpeg', '.png'}  # formats that drawn pictures keep; others become PNG
+from diffusiondet_runtime.prediction_files import FORMATS, DrawnFiles
+from diffusiondet_runtime.prediction_stream import Prediction, predict_stream
+from diffusiondet_runtime.sources import Sources, find_sources
 
-
-class Sources(NamedTuple):
-    """What the command line names.
-
-    Attributes:
-        pictures (list[Path]): files, each once, in the order given; those of a folder or glob sorted.
-        failed (dict[str, str]): reason by source that leads to no picture.
-    """
-
-    pictures: list[Path]
-    failed: dict[str, str]
+PRINTED_EVERY = 0.5  # seconds
 
 
-def find_pictures(sources: list[str]) -> Sources:
-    """Pictures by name, in folders (not in folders inside) and by globs (``**`` goes into folders)."""
-    pictures, failed = [], {}
-    for source in sources:
-        path = Path(source)
-        if path.is_file():
-            found = [path]
-        elif path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
-        else:
-            found = sorted(file for file in map(Path, glob.glob(source, recursive=True)) if file.is_file())
-        if not found:
-            failed[source] = 'a folder without pictures' if path.is_dir() else 'not there'
-        pictures += found
-    return Sources(list(dict.fromkeys(pictures)), failed)
-
-
-def drawn_names(pictures: list[Path]) -> dict[Path, str]:
-    """A name for each drawn picture; equal ones, of several folders, get a number."""
-    names, taken = {}, set()
-    for picture in pictures:
-        suffix = picture.suffix if picture.suffix.lower() in DRAWN else '.png'
-        name, number = picture.stem + suffix, 2
-        while name.lower() in taken:
-            name, number = f'{picture.stem}_{number}{suffix}', number + 1
-        taken.add(name.lower())
-        names[picture] = name
-    return names
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes ``path`` at the end, all of it or nothing."""
-    unfinished = path.with_name(f'.{path.stem}-{os.getpid()}{path.suffix}')
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-class Run:
-    """Goes through the pictures in batches.
+class Progress:
+    """Says what was found: a line a picture, and one a video, which counts while it goes on.
 
     Args:
-        predictor (Predictor): with the weights.
-        sources (Sources): what to look at; what fails is added to it.
-        out_dir (Path): there already.
-        batch_size (int): pictures at once.
+        stream: where counts go while a video goes on; not written to unless it is a terminal.
     """
 
-    def __init__(self, predictor, sources: Sources, out_dir: Path, batch_size: int) -> None:
-        self.predictor, self.sources, self.out_dir, self.batch_size = predictor, sources, out_dir, batch_size
-        self.names = drawn_names(sources.pictures)
+    def __init__(self, stream=sys.stderr) -> None:
+        self.stream, self.source = stream, None
 
-    def batches(self) -> Iterator[list[tuple]]:
-        """Readable pictures: path, pixels and network input of each."""
-        batch = []
-        for path in self.sources.pictures:
-            try:
-                batch.append((path, *self.predictor.read(path)))
-            except Exception as error:  # whatever decoders raise at what is no picture
-                reason = (str(error).strip().splitlines() or [''])[0]
-                self.sources.failed[str(path)] = f'cannot be used ({type(error).__name__}: {reason})'
-                report(str(path), self.sources.failed[str(path)])
-            if len(batch) == self.batch_size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+    def add(self, one: Prediction, objects: int) -> None:
+        """A picture or frame more."""
+        if one.frame is None:
+            self.end()
+            print(f'{one.source}: {objects} objects')
+            return
+        if one.source != self.source:
+            self.end()
+            self.source, self.frames, self.objects = one.source, 0, 0
+            self.start = self.printed = time.perf_counter()
+        self.frames, self.objects = self.frames + 1, self.objects + objects
+        now = time.perf_counter()
+        if self.stream.isatty() and now - self.printed > PRINTED_EVERY:
+            whole = f' of {one.video.number}' if one.video.number else ''
+            print(f'\r{self.source}: {self.frames}{whole} frames, {self.rate(now):.1f} a second', end='',
+                  file=self.stream, flush=True)
+            self.printed = now
 
-    def records(self) -> Iterator[dict]:
-        """Detections of each picture, which is drawn on the way."""
-        for batch in self.batches():
-            found = self.predictor.detect([sample for _, _, sample in batch])
-            for (path, picture, _), detections in zip(batch, found, strict=True):
-                drawn = self.out_dir / 'vis' / self.names[path]
-                with whole_file(drawn) as unfinished:
-                    self.predictor.draw(picture, detections, unfinished)
-                record = dict(image=str(path), drawn=f'vis/{drawn.name}', **self.predictor.record(detections))
-                print(f'{path}: {len(record["labels"])} objects')
-                yield record
+    def rate(self, now: float) -> float:
+        """Frames a second; of one frame 0."""
+        return (self.frames - 1) / max(now - self.start, 1e-9)
+
+    def end(self) -> None:
+        """Of a video."""
+        if self.source is not None:
+            if self.stream.isatty():
+                print('\r\033[K', end='', file=self.stream, flush=True)
+            print(f'{self.source}: {self.frames} frames, {self.objects} objects, '
+                  f'{self.rate(time.perf_counter()):.1f} frames a second')
+            self.source = None
 
 
 def report(source: str, reason: str) -> None:
@@ -127,14 +74,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='path, or name of one of this package; or an exported folder')
     parser.add_argument('checkpoint', help='path or address; none after an exported folder')
-    parser.add_argument('sources', nargs='*', metavar='SOURCE', help='picture, folder of pictures, or quoted glob')
+    parser.add_argument('sources', nargs='*', metavar='SOURCE',
+                        help='picture, video, folder, quoted glob, number of a camera, or address of a stream')
     parser.add_argument('--out-dir', type=Path, default=Path('predictions'), help='default: predictions')
     parser.add_argument('--score-thr', type=float, default=0.3, help='leave out what scores no more (default 0.3)')
     parser.add_argument('--boxes', type=int, help="number of boxes to start from; default: the config's")
     parser.add_argument('--steps', type=int, help="sampling steps; default: the config's")
     parser.add_argument('--seed', type=int, help="of the boxes to start from; default: the config's, else 0")
     parser.add_argument('--device', help='default: cuda:0 where there is one, else cpu')
-    parser.add_argument('--batch-size', type=int, default=1, help='pictures at once (default 1)')
+    parser.add_argument('--batch-size', type=int, default=1, help='pictures or frames at once (default 1)')
+    parser.add_argument('--format', nargs='+', choices=FORMATS, default=['json'], dest='formats',
+                        help='predictions.json (default), .jsonl (a line a picture, as it comes), .coco.json')
+    parser.add_argument('--no-draw', action='store_true', help='write no drawn pictures and videos')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
     parser.add_argument('--engine', choices=('onnxruntime', 'openvino'),
                         help='that runs an exported folder (default: onnxruntime)')
@@ -182,29 +133,51 @@ def build_predictor(args: argparse.Namespace):
     return predictor_of(args, {name: value for name, value in dial.items() if value is not None})
 
 
+def run(args: argparse.Namespace, predictor, sources: Sources) -> None:
+    """Detect in all sources and write; what fails is added to them. All files are whole, whatever ends the run."""
+    def failed(source: str, reason: str) -> None:
+        sources.failed[source] = reason
+        report(source, reason)
+
+    content = dict(config=args.config, checkpoint=args.checkpoint, score_thr=args.score_thr,
+                   classes=list(predictor.classes), failed=sources.failed)
+    drawn, progress = DrawnFiles(args.out_dir / 'vis'), Progress()
+    files = [FORMATS[name](args.out_dir, content) for name in dict.fromkeys(args.formats)]
+    try:
+        for one in predict_stream(predictor, sources.items, batch_size=args.batch_size, failed=failed):
+            record = dict(image=one.source) if one.frame is None else dict(video=one.source, frame=one.frame)
+            if not args.no_draw:
+                pixels = predictor.drawn(one.pixels, one.found)
+                path = drawn.add_picture(one.source, pixels) if one.frame is None else drawn.add_frame(
+                    one.source, one.video.video.name, one.video.rate, pixels)
+                record['drawn'] = f'vis/{path.name}'
+            record |= predictor.record(one.found)
+            for file in files:
+                file.add(record)
+            progress.add(one, len(record['labels']))
+    finally:
+        progress.end()
+        drawn.close()
+        for file in files:
+            file.close()
+    for file in files:
+        print(file.path)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
     args = parse_args(argv)
-    sources = find_pictures(args.sources)
+    sources = find_sources(args.sources)
     for source, reason in sources.failed.items():
         report(source, reason)
-    if not sources.pictures:
+    if not sources.items:
         raise SystemExit('there is no picture to look at')
     predictor = build_predictor(args)  # imports torch and mmdet, which takes seconds
     make_folder(args.out_dir)
-    records = []
-    content = dict(config=args.config, checkpoint=args.checkpoint, score_thr=args.score_thr,
-                   classes=predictor.classes, images=records, failed=sources.failed)
     try:
-        try:
-            for record in Run(predictor, sources, args.out_dir, args.batch_size).records():
-                records.append(record)
-        finally:  # what is drawn is in the file, too, whatever ends the run
-            with whole_file(args.out_dir / 'predictions.json') as unfinished:
-                unfinished.write_text(json.dumps(content) + '\n')
+        run(args, predictor, sources)
     except OSError as error:
         raise SystemExit(f'cannot write to {args.out_dir}: {error.strerror or error}') from error
-    print(f'{args.out_dir / "predictions.json"}')
     if sources.failed:
         print(f'{len(sources.failed)} could not be used: {", ".join(sources.failed)}', file=sys.stderr)
     return int(bool(sources.failed))

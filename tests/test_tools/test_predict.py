@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
+from pycocotools.coco import COCO
 
+from diffusiondet_runtime.prediction_files import DrawnFiles, whole_file
+from diffusiondet_runtime.sources import Video, VideoFrames, find_sources
 from mmdet_diffusion import config_path
 from mmdet_diffusion.prediction import Predictor, class_names
 from mmdet_diffusion.testing import build_detector, load_tool
@@ -53,22 +58,24 @@ def written(folder='predictions'):
 
 
 def test_folders_globs_and_files_are_gathered_once_each_in_order(folder):
-    sources = predict.find_pictures(['pictures/b.jpg', 'pictures', 'pictures/**/*.png'])
-    assert [str(path) for path in sources.pictures] == [
+    sources = find_sources(['pictures/b.jpg', 'pictures', 'pictures/**/*.png'])
+    assert [str(path) for path in sources.items] == [
         'pictures/b.jpg', 'pictures/a.png', 'pictures/c.bmp', 'pictures/inner/a.png']
     assert not sources.failed
 
 
 def test_sources_without_pictures_are_named(folder):
     (folder / 'empty').mkdir()
-    sources = predict.find_pictures(['empty', 'none.jpg', 'none/*.jpg', 'pictures/notes.txt'])
-    assert sources.failed == {'empty': 'a folder without pictures', 'none.jpg': 'not there', 'none/*.jpg': 'not there'}
-    assert sources.pictures == [Path('pictures/notes.txt')]  # named itself, so it is tried
+    sources = find_sources(['empty', 'none.jpg', 'none/*.jpg', 'pictures/notes.txt'])
+    assert sources.failed == {'empty': 'a folder without pictures or videos', 'none.jpg': 'not there',
+                              'none/*.jpg': 'not there'}
+    assert sources.items == [Path('pictures/notes.txt')]  # named itself, so it is tried
 
 
-def test_drawn_pictures_of_one_name_stay_apart():
-    names = predict.drawn_names([Path('a/x.jpg'), Path('b/x.JPG'), Path('c/x.jpg'), Path('a/x.bmp'), Path('a/x_2.jpg')])
-    assert list(names.values()) == ['x.jpg', 'x_2.JPG', 'x_3.jpg', 'x.png', 'x_2_2.jpg']
+def test_drawn_pictures_of_one_name_stay_apart(tmp_path):
+    drawn, pixels = DrawnFiles(tmp_path), np.zeros((4, 4, 3), dtype=np.uint8)
+    names = [drawn.add_picture(name, pixels).name for name in ('a/x.jpg', 'b/x.JPG', 'c/x.jpg', 'a/x.bmp', 'a/x_2.jpg')]
+    assert names == ['x.jpg', 'x_2.JPG', 'x_3.jpg', 'x.png', 'x_2_2.jpg'] and len(os.listdir(tmp_path)) == 5
 
 
 def test_boxes_are_written_in_pixels_of_the_file_with_the_checkpoint_s_class_names(folder, checkpoint, capsys):
@@ -152,13 +159,155 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(folder, checkp
 def test_a_file_is_whole_or_not_there(tmp_path):
     path = tmp_path / 'a.json'
     path.write_text('before')
-    with pytest.raises(ZeroDivisionError), predict.whole_file(path) as unfinished:
+    with pytest.raises(ZeroDivisionError), whole_file(path) as unfinished:
         unfinished.write_text('half')
         1 / 0  # noqa: B018
     assert path.read_text() == 'before' and os.listdir(tmp_path) == ['a.json']
-    with predict.whole_file(path) as unfinished:
+    with whole_file(path) as unfinished:
         unfinished.write_text('after')
     assert path.read_text() == 'after' and os.listdir(tmp_path) == ['a.json']
+
+
+# Videos ---------------------------------------------------------------------------------------------------------------
+
+
+def make_video(path, number=7, size=(64, 48), rate=10.0):
+    """A bright square that moves to the right."""
+    import cv2
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), rate, size)
+    for place in range(number):
+        frame = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+        frame[10:30, 5 * place:5 * place + 20, 2] = 255  # red, in OpenCV's order
+        writer.write(frame)
+    writer.release()
+
+
+@pytest.fixture
+def clip(folder):
+    pytest.importorskip('cv2')
+    make_video(folder / 'clip.mp4')
+    return folder / 'clip.mp4'
+
+
+def test_a_video_is_read_frame_by_frame_in_rgb(clip):
+    with VideoFrames(Video(str(clip), is_live=False)) as frames:
+        assert (frames.rate, frames.number) == (10, 7)
+        read = list(frames)
+    assert [place for place, _ in read] == list(range(7)) and not frames.broken
+    inside = [pixels[20, 5 * place + 10] for place, pixels in read]
+    assert all(colour.argmax() == 0 and colour[0] > 200 for colour in inside)  # red
+
+
+def test_sources_are_told_apart(clip, folder):
+    (folder / '7').write_text('a file whose name is a number')
+    found = find_sources(['clip.mp4', '0', 'rtsp://host/stream', '7', '.'])
+    assert found.items == [Video('clip.mp4', False), Video('0', True), Video('rtsp://host/stream', True), Path('7')]
+    assert [video.name for video in found.items[:3]] == ['clip.mp4', 'camera_0', 'stream']
+
+
+def test_every_frame_is_written_and_drawn(clip, checkpoint, capsys):
+    assert call(checkpoint, 'clip.mp4', 'pictures/a.png', '--batch-size', '3', '--format', 'json', 'jsonl', 'coco') == 0
+    content = written()
+    assert [(one.get('video'), one.get('frame')) for one in content['images']] == [
+        *(('clip.mp4', frame) for frame in range(7)), (None, None)]
+    assert [json.loads(line) for line in Path('predictions/predictions.jsonl').read_text().splitlines()] == (
+        content['images'])
+    assert {one['drawn'] for one in content['images']} == {'vis/clip.mp4', 'vis/a.png'}
+    with VideoFrames(Video('predictions/vis/clip.mp4', False)) as frames:
+        assert frames.rate == 10 and [pixels.shape for _, pixels in frames] == [(48, 64, 3)] * 7
+    objects = sum(len(one['labels']) for one in content['images'][:7])
+    assert f'clip.mp4: 7 frames, {objects} objects, ' in capsys.readouterr().out
+    assert sorted(os.listdir('predictions')) == [
+        'predictions.coco.json', 'predictions.json', 'predictions.jsonl', 'vis']
+
+
+def test_coco_s_form_is_read_by_pycocotools(clip, checkpoint):
+    call(checkpoint, 'clip.mp4', 'pictures', '--format', 'coco', 'json', '--no-draw')
+    coco, content = COCO('predictions/predictions.coco.json'), written()
+    assert [category['name'] for category in coco.loadCats(coco.getCatIds())] == content['classes']
+    assert len(coco.imgs) == len(content['images']) == 7 + 3
+    for image, record in zip(coco.dataset['images'], content['images'], strict=True):
+        assert (image['width'], image['height']) == (record['width'], record['height'])
+        found = coco.imgToAnns[image['id']]
+        assert [one['score'] for one in found] == record['scores']
+        assert [one['category_id'] - 1 for one in found] == record['labels']
+        corners = [[one['bbox'][0], one['bbox'][1], one['bbox'][0] + one['bbox'][2], one['bbox'][1] + one['bbox'][3]]
+                   for one in found]
+        np.testing.assert_allclose(corners, record['bboxes'], atol=0.011)
+    assert os.listdir('predictions/vis') == []
+
+
+def test_frames_start_from_the_same_boxes_as_a_picture_of_that_name(clip, checkpoint):
+    predictor = Predictor(Config.fromfile(SHAPES), str(checkpoint), device='cpu', score_thr=0.0,
+                          dial=dict(num_proposals=12))
+    found = list(predictor.predict(['clip.mp4']))
+    assert [one.frame for one in found] == list(range(7)) and found[0].video.video.source == 'clip.mp4'
+    alone, = predictor.detect([predictor.sample(found[3].pixels, 'clip.mp4')])
+    assert torch.equal(alone.pred_instances.bboxes, found[3].found.pred_instances.bboxes)
+
+
+def test_no_more_than_a_batch_is_held(clip, checkpoint, folder):
+    make_video(folder / 'long.mp4', number=40)
+    predictor = Predictor(Config.fromfile(SHAPES), str(checkpoint), device='cpu', score_thr=0.0,
+                          dial=dict(num_proposals=2))
+    alive, most = [], 0
+    for one in predictor.predict(['long.mp4'], batch_size=4):
+        alive = [reference for reference in alive if reference() is not None] + [weakref.ref(one.pixels)]
+        most = max(most, len(alive))
+    assert one.frame == 39 and most <= 5
+
+
+def test_broken_videos_and_frames_are_named_and_the_rest_goes_on(clip, checkpoint, folder, monkeypatch, capsys):
+    (folder / 'broken.mp4').write_bytes(clip.read_bytes()[:200])
+    reads, read = [], VideoFrames.__iter__
+
+    def without_the_third(self):
+        capture = self.capture
+
+        class Capture:
+            def read(self):
+                reads.append(1)
+                frame = capture.read()
+                return (False, None) if len(reads) == 3 else frame
+
+            def release(self):
+                capture.release()
+
+        self.capture = Capture()
+        return read(self)
+
+    monkeypatch.setattr(VideoFrames, '__iter__', without_the_third)
+    assert call(checkpoint, 'broken.mp4', 'clip.mp4', 'pictures/a.png') == 1
+    content = written()
+    assert content['failed'] == {'broken.mp4': 'cannot be opened as a video',
+                                 'clip.mp4': '1 of 7 frames cannot be read, the first is 2'}
+    assert [one.get('frame') for one in content['images']] == [0, 1, 3, 4, 5, 6, None]
+    assert 'clip.mp4: 1 of 7 frames cannot be read, the first is 2' in capsys.readouterr().err
+
+
+def test_what_was_found_until_ctrl_c_is_in_the_files(clip, checkpoint, monkeypatch):
+    detect, calls = Predictor.detect, []
+
+    def interrupted(self, samples):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return detect(self, samples)
+
+    monkeypatch.setattr(Predictor, 'detect', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        call(checkpoint, 'clip.mp4', '--format', 'json', 'jsonl', 'coco')
+    assert len(written()['images']) == 3 == len(Path('predictions/predictions.jsonl').read_text().splitlines())
+    assert len(json.loads(Path('predictions/predictions.coco.json').read_text())['images']) == 3
+    with VideoFrames(Video('predictions/vis/clip.mp4', False)) as frames:
+        assert len(list(frames)) == 3
+    assert not [name for name in os.listdir('predictions') if name.startswith('.')]
+
+
+def test_videos_without_opencv_are_named_with_the_cure(clip, checkpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'cv2', None)
+    assert call(checkpoint, 'clip.mp4', 'pictures/a.png') == 1
+    assert written()['failed'] == {'clip.mp4': 'videos need OpenCV. Cure: pip install opencv-python-headless'}
 
 
 # Class names ----------------------------------------------------------------------------------------------------------

@@ -51,7 +51,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def followed(predictor, path: Path, size: int) -> tuple:
     """The picture with its longer side at ``size``, and its boxes' ways in that size."""
-    import numpy as np
     from mmengine.dataset import pseudo_collate
     from PIL import Image
 
@@ -63,7 +62,7 @@ def followed(predictor, path: Path, size: int) -> tuple:
         raise SystemExit(f'{path} cannot be used as a picture ({type(error).__name__})') from error
     data = predictor.model.data_preprocessor(pseudo_collate([sample]))
     moments, = follow_boxes(predictor.model, data)
-    picture = Image.fromarray(np.ascontiguousarray(original[..., ::-1]))
+    picture = Image.fromarray(original)
     return on_picture(moments, data['data_samples'][0], picture, size)
 
 

@@ -1,0 +1,113 @@
+"""Detections of pictures and videos, one after the other, of any predictor: with torch, or of an exported folder."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from .sources import Video, VideoFrames, find_sources
+
+
+class Predictor(Protocol):
+    """What a stream needs of a predictor; samples and what is found are its own matter."""
+
+    def read(self, path: Path) -> tuple[np.ndarray, object]:
+        """Pixels of a picture file, uint8 RGB (h, w, 3), and its sample."""
+
+    def sample(self, pixels: np.ndarray, name: str) -> object:
+        """The sample of a picture in memory, uint8 RGB; its draws go by the name."""
+
+    def detect(self, samples: Sequence[object]) -> list[object]:
+        """What is found in each."""
+
+
+class Prediction(NamedTuple):
+    """One picture or frame.
+
+    Attributes:
+        source (str): path, number of a camera, or address.
+        frame (int | None): place in a video, from 0; None for a picture.
+        pixels (np.ndarray): uint8 RGB, shape (h, w, 3).
+        found (object): as the predictor gives it, see its ``record``.
+        video (VideoFrames | None): that the frame is of.
+    """
+
+    source: str
+    frame: int | None
+    pixels: np.ndarray
+    found: object
+    video: VideoFrames | None
+
+
+def predict_stream(predictor: Predictor, sources: Sequence[str | Path | Video], *, batch_size: int = 1,
+                   failed: Callable[[str, str], None] = lambda source, reason: None) -> Iterator[Prediction]:
+    """Go through sources and detect; no more than a batch is held in memory.
+
+    All frames of a video start from the same boxes, so that detections move with the objects and not with the noise.
+
+    Args:
+        predictor (Predictor): of :mod:`diffusiondet_runtime.prediction` or ``mmdet_diffusion.prediction``.
+        sources (Sequence[str | Path | Video]): of :func:`find_sources`; words are looked up by it.
+        batch_size (int): pictures or frames at once; of one video or of pictures alone.
+        failed (Callable[[str, str], None]): told what cannot be read, and why, as it happens; the others go on.
+
+    Yields:
+        Prediction: in order.
+    """
+    pictures: list[tuple] = []
+    for item in sources:
+        if isinstance(item, str):
+            found = find_sources([item])
+            for source, reason in found.failed.items():
+                failed(source, reason)
+            yield from predict_stream(predictor, found.items, batch_size=batch_size, failed=failed)
+        elif isinstance(item, Video):
+            yield from _detected(predictor, pictures)
+            pictures = []
+            yield from _of_video(predictor, item, batch_size, failed)
+        else:
+            try:
+                pictures.append((str(item), None, *predictor.read(item), None))
+            except Exception as error:  # whatever decoders raise at what is no picture
+                failed(str(item), f'cannot be used ({type(error).__name__}: {first_line(error)})')
+            if len(pictures) == batch_size:
+                yield from _detected(predictor, pictures)
+                pictures = []
+    yield from _detected(predictor, pictures)
+
+
+def _of_video(predictor: Predictor, video: Video, batch_size: int, failed: Callable[[str, str], None]
+              ) -> Iterator[Prediction]:
+    try:
+        frames = VideoFrames(video)
+    except OSError as error:
+        failed(video.source, str(error))
+        return
+    with frames:
+        batch, number = [], 0
+        for place, pixels in frames:
+            batch.append((video.source, place, pixels, predictor.sample(pixels, video.name), frames))
+            number += 1
+            if len(batch) == batch_size:
+                yield from _detected(predictor, batch)
+                batch = []
+        yield from _detected(predictor, batch)
+        if not number:
+            failed(video.source, 'has no frame that can be read')
+        elif frames.broken:
+            failed(video.source, f'{len(frames.broken)} of {frames.number} frames cannot be read, the first is '
+                                 f'{frames.broken[0]}')
+
+
+def _detected(predictor: Predictor, batch: list[tuple]) -> Iterator[Prediction]:
+    if not batch:
+        return
+    for (source, place, pixels, _, video), found in zip(batch, predictor.detect([one[3] for one in batch]),
+                                                        strict=True):
+        yield Prediction(source, place, pixels, found, video)
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says."""
+    return (str(error).strip().splitlines() or [''])[0]
