@@ -1,9 +1,12 @@
 """``mmdet-diffusion export``, and ``predict`` on what it writes."""
 
+import http.client
 import json
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,6 +214,44 @@ def test_the_r50_config_at_its_own_size_passes_the_check_of_the_command(tmp_path
     content = json.loads((out / 'sampler.json').read_text())
     assert content['input']['resize']['scale'] == [1333, 800] and content['sampling']['boxes'] == 500
     assert len(content['check']) == 10
+
+
+@pytest.fixture
+def documented(exported, tmp_path, monkeypatch):
+    """The Python of docs/deployment.md, in a folder with an export and a picture."""
+    monkeypatch.chdir(tmp_path)
+    os.symlink(exported, 'exported')
+    Image.fromarray(parity_check.check_picture((96, 64))).save('picture.jpg')
+    page = (REPOSITORY / 'docs' / 'deployment.md').read_text()
+    return [block.split('```')[0] for block in page.split('```python\n')[1:]]
+
+
+def test_the_python_of_the_deployment_page_detects(documented, capsys):
+    exec(documented[0], {})
+    steps = [line.split(' ', 1) for line in capsys.readouterr().out.splitlines()[-8:]]
+    assert [int(t) for t, _ in steps] == sorted((int(t) for t, _ in steps), reverse=True)
+    assert all(shape == steps[0][1] and shape.endswith(', 4)') for _, shape in steps)
+
+
+def test_the_service_of_the_deployment_page_answers(documented, monkeypatch):
+    servers = []
+    monkeypatch.setattr('http.server.HTTPServer.serve_forever', lambda self: servers.append(self))
+    code = documented[1].replace("('', 8000)", "('127.0.0.1', 0)")
+    assert code != documented[1]
+    exec(code, {})
+    server, = servers
+    answers = {}
+    for body in (Path('picture.jpg').read_bytes(), b'no picture'):
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        connection = http.client.HTTPConnection('127.0.0.1', server.server_port)
+        connection.request('POST', '/', body)
+        answer = connection.getresponse()
+        answers[answer.status] = json.load(answer)
+        thread.join()
+    server.server_close()
+    assert set(answers) == {200, 400} and set(answers[200]) == {'bboxes', 'scores', 'labels'}
+    assert 'cannot identify image' in answers[400]['error']
 
 
 def test_no_limit_and_no_threshold_are_those_of_mmdet():
