@@ -147,7 +147,9 @@ def checked_config(args):
         return
     if name == 'exported':  # in place of a config
         return
-    known = name if name != 'CONFIG' else 'diffusiondet_r18_fpn_1xb4-4k_shapes'
+    known = 'diffusiondet_r18_fpn_1xb4-4k_shapes' if name == 'CONFIG' else name
+    if name.startswith('my_configs/diffusiondet/'):  # where `configs copy` puts it
+        known = Path(name).stem
     assert known in list_configs() or (REPOSITORY / known).is_file(), f'there is no config {name}'
     options = {key: value for key, value in dict(getattr(args, 'cfg_options', None) or {}).items()
                if key.startswith('model.')}

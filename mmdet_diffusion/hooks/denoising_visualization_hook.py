@@ -31,7 +31,8 @@ class DenoisingVisualizationHook(Hook):
     (``coco/bbox_mAP_4x300``) beside those of validation, so that log, TensorBoard, MLflow and wandb have both. Training
     and validation's own figures stay as they are: the noise comes from generators of its own.
 
-    Every validation image passes the backbone once more, and the head once for each setting, unless there are none.
+    Every validation image passes the backbone once more, and the head once for each setting, unless there are none; the
+    batches of the first images once more for the pictures.
 
     Args:
         settings (Sequence[str]): STEPSxBOXES, at each of which the metrics of ``val_evaluator`` are computed.
@@ -86,10 +87,10 @@ class DenoisingVisualizationHook(Hook):
         # Samples are filled with detections, and validation has kept some of these.
         data = model.data_preprocessor(dict(inputs=data_batch['inputs'],
                                             data_samples=copy.deepcopy(data_batch['data_samples'])), False)
+        if draws:  # in float32, so that it shares no features with what may be in half precision
+            with _dial(model, self._picture_setting):
+                self._draw(runner, model, data_batch['inputs'], data)
         with features_once(model):
-            if draws:
-                with _dial(model, self._picture_setting):
-                    self._draw(runner, model, data_batch['inputs'], data)
             for name, setting in self._settings.items():
                 with _dial(model, setting):
                     found = model.predict(data['inputs'], copy.deepcopy(data['data_samples']))

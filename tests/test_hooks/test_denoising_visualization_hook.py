@@ -92,12 +92,12 @@ def test_the_first_images_are_drawn_once_a_validation(runs):
 
 
 def test_ap_of_a_setting_is_that_of_a_validation_at_it(data, tmp_path):
-    """And the backbone runs once more a batch, for all settings and pictures."""
+    """And the backbone runs once more a batch for all settings, and once for the pictures."""
     runner = runner_of(data, tmp_path / 'hook', [HOOK])
     calls = []
     runner.model.backbone.register_forward_hook(lambda *_: calls.append(1))
     found = runner.val()
-    assert len(calls) == 2 * 3  # three batches
+    assert len(calls) == 2 * 3 + 2  # three batches, the pictures of two
     for setting, (steps, boxes) in (('1x8', (1, 8)), ('2x12', (2, 12))):
         runner.model.bbox_head.test_cfg.update(sampling_timesteps=steps, num_proposals=boxes, seed=0)
         runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, DenoisingVisualizationHook)]
