@@ -1,7 +1,6 @@
 """Pictures of the denoising and metrics over the dial, through mmengine's runner and its backends of visualisation."""
 
 import json
-import logging
 import re
 
 import numpy as np
@@ -149,4 +148,3 @@ def test_more_steps_than_trained_or_another_detector_are_refused_at_the_start(da
     runner.model = torch.nn.Linear(1, 1)
     with pytest.raises(ValueError, match='needs a DiffusionDet, got Linear; take the hook out of custom_hooks'):
         DenoisingVisualizationHook().before_run(runner)
-    logging.shutdown()
