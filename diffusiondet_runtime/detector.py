@@ -13,7 +13,7 @@ from .engines import ENGINES
 from .errors import ExportError
 from .even_noise import even_noise
 from .folder import read_folder
-from .frames import frame_of
+from .frames import Frame, frame_of
 from .memory import refuse_too_many
 from .noise import DrawNormal, as_array, given_noise, image_noise
 from .post_processing import Detections, best_pairs, finish, merge_steps
@@ -59,7 +59,8 @@ class OnnxDetector:
         self.engine = ENGINES[engine](Path(folder), num_threads)
 
     def detect(self, image: Picture, *, steps: int | None = None, boxes: int | None = None, seed: int | None = None,
-               name: str | None = None, noise: np.ndarray | None = None, score_thr: float = 0.0) -> Detections:
+               name: str | None = None, noise: np.ndarray | None = None, score_thr: float = 0.0,
+               proposals: np.ndarray | None = None) -> Detections:
         """Find objects in a picture.
 
         Args:
@@ -71,6 +72,8 @@ class OnnxDetector:
             name (str | None): of the picture, for the noise. None: the file's name, or none.
             noise (np.ndarray | None): instead of a seed, shape (draws, boxes, 4), see :func:`noise.given_noise`.
             score_thr (float): detections at or below it are left out.
+            proposals (np.ndarray | None): boxes in pixels of the picture, the most important first, shape (P, 4), that
+                take the places of at most half of the start boxes: such as detections in the frame before.
 
         Returns:
             Detections: in pixels of the picture.
@@ -80,11 +83,12 @@ class OnnxDetector:
         """
         noise = _of_one_picture(noise)
         return self.detect_batch([image], steps=steps, boxes=boxes, seed=seed, names=[name], noise=noise,
-                                 score_thr=score_thr)[0]
+                                 score_thr=score_thr, proposals=[proposals])[0]
 
     def detect_batch(self, images: Sequence[Picture], *, steps: int | None = None, boxes: int | None = None,
                      seed: int | None = None, names: Sequence[str | None] | None = None,
-                     noise: np.ndarray | None = None, score_thr: float = 0.0) -> list[Detections]:
+                     noise: np.ndarray | None = None, score_thr: float = 0.0,
+                     proposals: Sequence[np.ndarray | None] | None = None) -> list[Detections]:
         """As :meth:`detect`, of several pictures at once; ``noise`` has the shape (draws, B, boxes, 4).
 
         They are padded to the largest width and height among them, as in torch. A network whose norms or attention look
@@ -95,7 +99,9 @@ class OnnxDetector:
         if isinstance(score_thr, bool) or not isinstance(score_thr, (int, float, np.number)) or score_thr != score_thr:
             raise ExportError(f'score_thr must be a number, got {score_thr!r}')
         prepared = [self.prepare(image) for image in images]
-        walk = self.sample(prepared, steps, boxes, seed, _names(images, names), noise)
+        if proposals is not None:
+            proposals = [_scaled(*each) for each in zip(proposals, prepared, strict=True)]
+        walk = self.sample(prepared, steps, boxes, seed, _names(images, names), noise, proposals)
         found = [[best_pairs(*pair) for pair in zip(step.logits, step.bboxes, strict=True)] for step in walk]
         settings = self.sampler['post_processing']
         settings = dict(settings, score_thr=max(score_thr, settings['score_thr']))
@@ -126,7 +132,8 @@ class OnnxDetector:
         return pictures.prepare(self.read(image), self.sampler['input'])
 
     def sample(self, prepared: list[pictures.Prepared], steps: int | None, boxes: int | None, seed: int | None,
-               names: Sequence[str], noise: np.ndarray | None) -> Iterator[BatchStep]:
+               names: Sequence[str], noise: np.ndarray | None,
+               proposals: Sequence[np.ndarray | None] | None = None) -> Iterator[BatchStep]:
         """The reverse process (arXiv:2211.09788, Alg. 2) of a batch, in pixels of the network input."""
         if not prepared:
             return
@@ -141,6 +148,7 @@ class OnnxDetector:
         x_t = even_noise(draw(1), boxes) if is_even else draw(boxes)
         if x_t.shape[0] != len(prepared):
             raise ExportError(f'noise is of {x_t.shape[0]} pictures, not of {len(prepared)}')
+        x_t = _with_proposals(x_t, proposals or [None] * len(prepared), frame, whwh)
         for step in sampling.coefficients(self.sampler['diffusion']['alpha_bar'], steps, settings['eta']):
             noisy = frame.decode(x_t, whwh)
             logits, bboxes = self.engine.refine(levels, noisy, np.full(len(prepared), step.t, dtype=np.int64))
@@ -175,6 +183,27 @@ def _of_one_picture(noise: np.ndarray | None) -> np.ndarray | None:
     if noise.ndim != 3:
         raise ExportError(f'noise of one picture must have the shape (draws, boxes, 4), got {noise.shape}')
     return noise[:, None]
+
+
+def _with_proposals(x_t: np.ndarray, proposals: Sequence[np.ndarray | None], frame: Frame, whwh: np.ndarray
+                    ) -> np.ndarray:
+    """Start noise with boxes that are known in the place of at most half of it, as in torch."""
+    x_t = x_t.copy()  # it may be the caller's
+    for signal, bboxes, size in zip(x_t, proposals, whwh, strict=True):
+        if bboxes is not None and len(bboxes):
+            known = bboxes[:len(signal) // 2]
+            signal[:len(known)] = frame.encode(known[None], size[None])[0]
+    return x_t
+
+
+def _scaled(proposals: np.ndarray | None, prepared: pictures.Prepared) -> np.ndarray | None:
+    """Boxes of a picture in pixels of the network input."""
+    if proposals is None:
+        return None
+    proposals = np.asarray(proposals, dtype=np.float32)
+    if proposals.ndim != 2 or proposals.shape[1] != 4:
+        raise ExportError(f'proposals of a picture must have the shape (P, 4), got {proposals.shape}')
+    return proposals * np.array([*prepared.scale, *prepared.scale], dtype=np.float32)
 
 
 def _names(images: Sequence[Picture], names: Sequence[str | None] | None) -> list[str]:

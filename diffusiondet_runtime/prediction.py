@@ -47,24 +47,31 @@ class ExportPredictor:
         self.classes, self.score_thr = self.detector.classes, score_thr
         self.settings = dict(steps=steps, boxes=boxes, seed=seed)
 
-    def read(self, path: Path) -> tuple[np.ndarray, tuple[np.ndarray, str]]:
+    def read(self, path: Path) -> tuple[np.ndarray, tuple]:
         """A picture file, uint8 RGB (h, w, 3), and the same with the name that its draws go by."""
         picture = self.detector.read(path)
         return picture, self.sample(picture, path.name)
 
-    def sample(self, pixels: np.ndarray, name: str) -> tuple[np.ndarray, str]:
-        """What :meth:`detect` takes of a picture in memory, uint8 RGB (h, w, 3); its draws go by the name."""
-        return pixels, name
+    def sample(self, pixels: np.ndarray, name: str, before: FoundInPicture | None = None) -> tuple:
+        """What :meth:`detect` takes of a picture in memory, uint8 RGB (h, w, 3).
+
+        Args:
+            pixels (np.ndarray): the picture.
+            name (str): that its draws go by.
+            before (FoundInPicture | None): what was found in the frame before, to start from besides noise.
+        """
+        return pixels, name, None if before is None else before.detections.bboxes
 
     def predict(self, sources: Sequence[str | Path], **settings) -> Iterator[Prediction]:
         """Detections of pictures, folders, globs, videos, cameras and streams; see :func:`predict_stream`."""
         return predict_stream(self, sources, **settings)
 
-    def detect(self, samples: Sequence[tuple[np.ndarray, str]]) -> list[FoundInPicture]:
+    def detect(self, samples: Sequence[tuple]) -> list[FoundInPicture]:
         """Detections above the threshold, best first, in pixels of the picture file."""
-        pictures, names = zip(*samples, strict=True)
+        pictures, names, proposals = zip(*samples, strict=True)
         try:
-            found = self.detector.detect_batch(pictures, names=names, score_thr=self.score_thr, **self.settings)
+            found = self.detector.detect_batch(pictures, names=names, proposals=proposals, score_thr=self.score_thr,
+                                               **self.settings)
         except ExportError as error:
             raise SystemExit(str(error)) from error
         return [FoundInPicture(each, picture.shape[1::-1]) for each, picture in zip(found, pictures, strict=True)]

@@ -15,8 +15,9 @@ class Predictor(Protocol):
     def read(self, path: Path) -> tuple[np.ndarray, object]:
         """Pixels of a picture file, uint8 RGB (h, w, 3), and its sample."""
 
-    def sample(self, pixels: np.ndarray, name: str) -> object:
-        """The sample of a picture in memory, uint8 RGB; its draws go by the name."""
+    def sample(self, pixels: np.ndarray, name: str, before: object | None = None) -> object:
+        """The sample of a picture in memory, uint8 RGB; its draws go by the name, and start boxes by what was found
+        before, where that is given."""
 
     def detect(self, samples: Sequence[object]) -> list[object]:
         """What is found in each."""
@@ -41,15 +42,18 @@ class Prediction(NamedTuple):
 
 
 def predict_stream(predictor: Predictor, sources: Sequence[str | Path | Video], *, batch_size: int = 1,
-                   failed: Callable[[str, str], None] = lambda source, reason: None) -> Iterator[Prediction]:
+                   carry_boxes: bool = False, failed: Callable[[str, str], None] = lambda source, reason: None
+                   ) -> Iterator[Prediction]:
     """Go through sources and detect; no more than a batch is held in memory.
 
-    All frames of a video start from the same boxes, so that detections move with the objects and not with the noise.
+    All frames of a video start from the same boxes, so that detections move with the objects and not with the noise;
+    with ``carry_boxes`` from what was found in the frame before, and from noise that is new in each.
 
     Args:
         predictor (Predictor): of :mod:`diffusiondet_runtime.prediction` or ``mmdet_diffusion.prediction``.
         sources (Sequence[str | Path | Video]): of :func:`find_sources`; words are looked up by it.
         batch_size (int): pictures or frames at once; of one video or of pictures alone.
+        carry_boxes (bool): frames of a video one by one, half of the start boxes at most where objects were before.
         failed (Callable[[str, str], None]): told what cannot be read, and why, as it happens; the others go on.
 
     Yields:
@@ -61,11 +65,12 @@ def predict_stream(predictor: Predictor, sources: Sequence[str | Path | Video], 
             found = find_sources([item])
             for source, reason in found.failed.items():
                 failed(source, reason)
-            yield from predict_stream(predictor, found.items, batch_size=batch_size, failed=failed)
+            yield from predict_stream(predictor, found.items, batch_size=batch_size, carry_boxes=carry_boxes,
+                                      failed=failed)
         elif isinstance(item, Video):
             yield from _detected(predictor, pictures)
             pictures = []
-            yield from _of_video(predictor, item, batch_size, failed)
+            yield from _of_video(predictor, item, 1 if carry_boxes else batch_size, carry_boxes, failed)
         else:
             try:
                 pictures.append((str(item), None, *predictor.read(item), None))
@@ -77,20 +82,23 @@ def predict_stream(predictor: Predictor, sources: Sequence[str | Path | Video], 
     yield from _detected(predictor, pictures)
 
 
-def _of_video(predictor: Predictor, video: Video, batch_size: int, failed: Callable[[str, str], None]
-              ) -> Iterator[Prediction]:
+def _of_video(predictor: Predictor, video: Video, batch_size: int, carry_boxes: bool,
+              failed: Callable[[str, str], None]) -> Iterator[Prediction]:
     try:
         frames = VideoFrames(video)
     except OSError as error:
         failed(video.source, str(error))
         return
     with frames:
-        batch, number = [], 0
+        batch, number, before = [], 0, None
         for place, pixels in frames:
-            batch.append((video.source, place, pixels, predictor.sample(pixels, video.name), frames))
+            name = f'{video.name}:{place}' if carry_boxes else video.name
+            batch.append((video.source, place, pixels, predictor.sample(pixels, name, before), frames))
             number += 1
             if len(batch) == batch_size:
-                yield from _detected(predictor, batch)
+                for one in _detected(predictor, batch):
+                    before = one.found if carry_boxes else None
+                    yield one
                 batch = []
         yield from _detected(predictor, batch)
         if not number:

@@ -15,6 +15,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
+from mmengine.structures import InstanceData
 from numpy import ascontiguousarray, ndarray
 from torch import nn
 
@@ -60,11 +61,22 @@ class Predictor:
         picture = loaded['img']
         return ascontiguousarray(picture[..., ::-1]), self.rest(loaded)
 
-    def sample(self, pixels: ndarray, name: str) -> dict:
-        """A picture in memory, uint8 RGB (h, w, 3), as the network takes it; its draws go by the name."""
+    def sample(self, pixels: ndarray, name: str, before: DetDataSample | None = None) -> dict:
+        """A picture in memory, uint8 RGB (h, w, 3), as the network takes it.
+
+        Args:
+            pixels (ndarray): the picture.
+            name (str): that its draws go by.
+            before (DetDataSample | None): what was found in the frame before, to start from besides noise.
+        """
         shape = pixels.shape[:2]
-        return self.rest(dict(img=ascontiguousarray(pixels[..., ::-1]), img_id=name, img_path=name, img_shape=shape,
-                              ori_shape=shape))
+        sample = self.rest(dict(img=ascontiguousarray(pixels[..., ::-1]), img_id=name, img_path=name, img_shape=shape,
+                                ori_shape=shape))
+        if before is not None:
+            bboxes = before.pred_instances.bboxes
+            scale = bboxes.new_tensor(sample['data_samples'].get('scale_factor', (1.0, 1.0))).repeat(2)
+            sample['data_samples'].proposals = InstanceData(bboxes=bboxes * scale)
+        return sample
 
     def predict(self, sources: Sequence[str | Path], **settings) -> Iterator[Prediction]:
         """Detections of pictures, folders, globs, videos, cameras and streams; see :func:`predict_stream`."""

@@ -85,6 +85,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, default=1, help='pictures or frames at once (default 1)')
     parser.add_argument('--format', nargs='+', choices=FORMATS, default=['json'], dest='formats',
                         help='predictions.json (default), .jsonl (a line a picture, as it comes), .coco.json')
+    parser.add_argument('--carry-boxes', action='store_true',
+                        help='of a video: start from the detections of the frame before, besides noise')
     parser.add_argument('--no-draw', action='store_true', help='write no drawn pictures and videos')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
     parser.add_argument('--engine', choices=('onnxruntime', 'openvino'),
@@ -144,7 +146,8 @@ def run(args: argparse.Namespace, predictor, sources: Sources) -> None:
     drawn, progress = DrawnFiles(args.out_dir / 'vis'), Progress()
     files = [FORMATS[name](args.out_dir, content) for name in dict.fromkeys(args.formats)]
     try:
-        for one in predict_stream(predictor, sources.items, batch_size=args.batch_size, failed=failed):
+        for one in predict_stream(predictor, sources.items, batch_size=args.batch_size,
+                                  carry_boxes=args.carry_boxes, failed=failed):
             record = dict(image=one.source) if one.frame is None else dict(video=one.source, frame=one.frame)
             if not args.no_draw:
                 pixels = predictor.drawn(one.pixels, one.found)

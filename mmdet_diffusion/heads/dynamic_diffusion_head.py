@@ -1,6 +1,6 @@
 """Detection decoder that refines noisy boxes, and the loops around it. arXiv:2211.09788, Sec. 3.2-3.4, Alg. 1 and 2."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from mmdet.registry import MODELS, TASK_UTILS
@@ -24,6 +24,7 @@ from ..task_modules import (
     pad_objects,
     refine_boxes,
     repeat_objects,
+    with_proposals,
 )
 from .diffusion_stage import xavier_uniform_linears
 from .training_settings import TrainingSettings
@@ -152,7 +153,8 @@ class DynamicDiffusionHead(BaseModule):
 
         Args:
             feats (tuple[Tensor, ...]): levels of the neck.
-            batch_data_samples (SampleList): their ``metainfo`` alone is used.
+            batch_data_samples (SampleList): with ``metainfo``; boxes in ``proposals``, in pixels of the network input,
+                take the places of start boxes (:func:`with_proposals`).
             rescale (bool): boxes in pixels of the original images instead of the network input.
 
         Returns:
@@ -163,13 +165,14 @@ class DynamicDiffusionHead(BaseModule):
         device = feats[0].device
         draw = (global_noise(len(img_metas), device) if settings.seed is None else
                 image_noise(settings.seed, img_metas, device))
-        steps = self.sample(feats, image_sizes(img_metas, device), settings, draw)
+        proposals = [sample.proposals.bboxes if 'proposals' in sample else None for sample in batch_data_samples]
+        steps = self.sample(feats, image_sizes(img_metas, device), settings, draw, proposals)
         merged = merge_steps(steps, settings.ensemble)
         return [finish_image(Detections(*image), meta, settings, rescale)
                 for *image, meta in zip(*merged, img_metas, strict=True)]
 
-    def sample(self, feats: tuple[Tensor, ...], img_whwh: Tensor, settings: SamplingSettings,
-               draw: DrawNormal) -> list[Detections]:
+    def sample(self, feats: tuple[Tensor, ...], img_whwh: Tensor, settings: SamplingSettings, draw: DrawNormal,
+               proposals: Sequence[Tensor | None] = ()) -> list[Detections]:
         """The reverse process (Alg. 2): every image of the batch on its own, all in one pass.
 
         Args:
@@ -178,15 +181,17 @@ class DynamicDiffusionHead(BaseModule):
             settings (SamplingSettings): steps, eta, renewal, number of boxes.
             draw (DrawNormal): source of all noise: first x_T, then at each step but the last the noise of DDIM and,
                 with renewal, that of the renewed boxes.
+            proposals (Sequence[Tensor | None]): boxes of each image to start from, besides noise; see
+                :func:`with_proposals`. Empty: none.
 
         Returns:
             list[Detections]: of each step, the N best box-class pairs, in pixels of the network input.
         """
-        steps = self.sampling_steps(feats, img_whwh, settings, draw)
+        steps = self.sampling_steps(feats, img_whwh, settings, draw, proposals)
         return [best_pairs(step.cls_scores, step.bboxes) for step in steps]
 
-    def sampling_steps(self, feats: tuple[Tensor, ...], img_whwh: Tensor, settings: SamplingSettings,
-                       draw: DrawNormal) -> Iterator[SamplingStep]:
+    def sampling_steps(self, feats: tuple[Tensor, ...], img_whwh: Tensor, settings: SamplingSettings, draw: DrawNormal,
+                       proposals: Sequence[Tensor | None] = ()) -> Iterator[SamplingStep]:
         """What happens at each step of :meth:`sample`, with the same arguments.
 
         Yields:
@@ -195,6 +200,8 @@ class DynamicDiffusionHead(BaseModule):
         box_features = self.roi_extractor(feats)
         num_boxes = settings.num_proposals
         x_t = even_noise(draw(1), num_boxes) if settings.start_noise == 'even' else draw(num_boxes)
+        if any(bboxes is not None for bboxes in proposals):
+            x_t = with_proposals(x_t, proposals, self.box_sampler.coder, img_whwh)
         for time_pair in sampling_time_pairs(self.box_sampler.num_train_timesteps, settings.sampling_timesteps):
             noisy_bboxes = self.box_sampler.decode(x_t, img_whwh)
             t = torch.full((len(img_whwh), ), time_pair[0], device=x_t.device)

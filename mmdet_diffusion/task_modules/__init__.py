@@ -8,10 +8,10 @@ from .even_noise import even_noise
 from .object_padding import image_sizes, pad_objects, repeat_objects
 from .signal_bbox_coder import SignalBBoxCoder
 from .size_bbox_coder import SizeBBoxCoder
-from .start_noise import DrawNormal, global_noise, image_noise
+from .start_noise import DrawNormal, global_noise, image_noise, with_proposals
 
 __all__ = [
     'DiffusionBoxSampler', 'DrawNormal', 'DynamicKAssigner', 'MatchCostWeights', 'SignalBBoxCoder', 'SizeBBoxCoder',
     'even_noise', 'global_noise', 'image_noise', 'image_sizes', 'match_queries', 'pad_objects', 'refine_boxes',
-    'repeat_objects'
+    'repeat_objects', 'with_proposals'
 ]

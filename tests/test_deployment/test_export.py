@@ -182,6 +182,30 @@ def test_a_batch_finds_what_single_pictures_find(exported):
         assert (found.labels == alone.labels).all() and len(found.labels) > 5
 
 
+def test_boxes_to_start_from_are_those_of_torch(detector, exported):
+    picture, name = check_picture((320, 192)), 'a'  # twice the network's input
+    known = np.array([[20, 30, 90, 100], [100, 40, 300, 180], [5, 5, 60, 50]], dtype=np.float32)
+    noise = draws(8)[:1, 0]
+    given = noise.copy()
+    found = exported.detect(picture, boxes=8, steps=1, name=name, noise=noise, proposals=known)
+    assert (noise == given).all()  # the caller's array stays
+    prepared = pictures.prepare(picture, exported.sampler['input'])
+    images = torch.from_numpy(pictures.batch([prepared], exported.sampler['input']))
+    head = detector.bbox_head
+    settings = head.sampling_settings()._replace(num_proposals=8, sampling_timesteps=1)
+    whwh = torch.tensor([[160.0, 96, 160, 96]])
+    with torch.no_grad():
+        step, = head.sampling_steps(detector.extract_feat(images), whwh, settings,
+                                    lambda _: torch.from_numpy(noise), [torch.from_numpy(known / 2)])
+    walk, = exported.sample([prepared], 1, 8, 0, [name], noise[:, None], [known / 2])
+    np.testing.assert_allclose(walk.noisy_bboxes, step.noisy_bboxes.numpy(), atol=1e-3)
+    np.testing.assert_allclose(walk.noisy_bboxes[0, :3], known / 2, atol=1e-3)
+    np.testing.assert_allclose(walk.bboxes, step.bboxes.numpy(), atol=0.1)
+    assert len(found.labels) > 0
+    with pytest.raises(ExportError, match=r'proposals of a picture must have the shape \(P, 4\), got \(4,\)'):
+        exported.detect(picture, boxes=8, proposals=known[0, :4])
+
+
 def test_openvino_computes_the_same(detector, folder):
     pytest.importorskip('openvino')
     exported = OnnxDetector(folder, engine='openvino', num_threads=1)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.structures import InstanceData
 from torch import nn
 
 from mmdet_diffusion.structures import StageOutputs
@@ -616,3 +617,42 @@ def test_even_start_boxes_of_an_image_depend_on_seed_and_image_alone(model, imag
 def test_an_unknown_start_noise_is_named(model, images):
     with pytest.raises(ValueError, match=r'start_noise.*random, even.*sobol'):
         detect(model, images, [0, 1], start_noise='sobol')
+
+
+# Boxes to start from --------------------------------------------------------------------------------------------------
+
+
+def first_boxes(model, images, proposals, **test_cfg):
+    """Boxes that go into the first step, with the same noise at every call."""
+    model.bbox_head.test_cfg = dict(KEEP_ALL, num_proposals=10, **test_cfg)
+    head = model.bbox_head
+    generator = torch.Generator().manual_seed(0)
+    whwh = torch.tensor([[WIDTH, HEIGHT, WIDTH, HEIGHT]] * len(images), dtype=torch.float32)
+    with torch.no_grad():
+        step = next(head.sampling_steps(model.extract_feat(images), whwh, head.sampling_settings(),
+                                        lambda number: torch.randn((len(images), number, 4), generator=generator),
+                                        proposals))
+    return step.noisy_bboxes
+
+
+@pytest.mark.parametrize('start_noise', ['random', 'even'])
+def test_known_boxes_take_the_first_places_and_at_most_half_of_them(model, images, start_noise):
+    known = random_boxes(7, (HEIGHT, WIDTH), torch.Generator().manual_seed(3))
+    plain = first_boxes(model, images, (), start_noise=start_noise)
+    started = first_boxes(model, images, [known[:3], None, known], start_noise=start_noise)
+    torch.testing.assert_close(started[0, :3], known[:3], atol=1e-3, rtol=0)
+    torch.testing.assert_close(started[2, :5], known[:5], atol=1e-3, rtol=0)
+    for image, number in enumerate((3, 0, 5)):
+        assert torch.equal(started[image, number:], plain[image, number:])
+
+
+def test_proposals_of_a_sample_are_started_from(model, images):
+    model.bbox_head.test_cfg = dict(KEEP_ALL, num_proposals=10, seed=0)
+    found = []
+    for proposals in (None, random_boxes(4, (HEIGHT, WIDTH), torch.Generator().manual_seed(3)), torch.zeros(0, 4)):
+        sample = data_sample(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), (HEIGHT, WIDTH), img_id='a')
+        if proposals is not None:
+            sample.proposals = InstanceData(bboxes=proposals)
+        found.append(model.predict(images[:1], [sample])[0].pred_instances)
+    assert differ(found[0], found[1])
+    assert torch.equal(found[0].bboxes, found[2].bboxes)

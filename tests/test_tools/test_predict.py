@@ -246,6 +246,36 @@ def test_frames_start_from_the_same_boxes_as_a_picture_of_that_name(clip, checkp
     assert torch.equal(alone.pred_instances.bboxes, found[3].found.pred_instances.bboxes)
 
 
+def test_carried_boxes_are_where_objects_were_in_the_frame_before(clip, checkpoint):
+    predictor = Predictor(Config.fromfile(SHAPES), str(checkpoint), device='cpu', score_thr=0.005,
+                          dial=dict(num_proposals=12))
+    carried = list(predictor.predict(['clip.mp4'], batch_size=3, carry_boxes=True))
+    for place in (0, 1, 5):
+        before = carried[place - 1].found if place else None
+        alone, = predictor.detect([predictor.sample(carried[place].pixels, f'clip.mp4:{place}', before)])
+        assert torch.equal(alone.pred_instances.bboxes, carried[place].found.pred_instances.bboxes)
+    scale = predictor.sample(carried[0].pixels, 'a')['data_samples'].scale_factor
+    sample = predictor.sample(carried[1].pixels, 'a', carried[0].found)['data_samples']
+    expected = carried[0].found.pred_instances.bboxes * torch.tensor(scale).repeat(2)
+    torch.testing.assert_close(sample.proposals.bboxes, expected)
+    assert len(expected) and scale[0] != 1
+
+
+def test_what_carried_boxes_are_worth_is_measured(checkpoint, capsys):
+    measure = load_tool('analysis_tools/measure_carried_boxes.py')
+    clip = measure.made_clip(3, 5)
+    assert len({pixels.tobytes() for pixels, _ in clip}) > 1
+    for pixels, objects in clip:
+        for one in objects:
+            left, top, width, height = one['bbox']
+            assert left >= 0 and top >= 0 and width > 4 and height > 4
+            assert left + width <= pixels.shape[1] and top + height <= pixels.shape[0]
+    small = ['--clips', '2', '--frames', '2', '--seeds', '0', '--settings', '1x6', '2x6']
+    assert measure.main([SHAPES, str(checkpoint), *small]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith('| ')]
+    assert [row.split(' | ')[0] for row in rows[2:]] == ['| 1x6', '| 2x6']
+
+
 def test_no_more_than_a_batch_is_held(clip, checkpoint, folder):
     make_video(folder / 'long.mp4', number=40)
     predictor = Predictor(Config.fromfile(SHAPES), str(checkpoint), device='cpu', score_thr=0.0,
