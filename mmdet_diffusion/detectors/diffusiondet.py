@@ -133,7 +133,7 @@ class DiffusionDet(SingleStageDetector):
 
         Args:
             batch_inputs (Tensor): images, shape (B, 3, H, W).
-            batch_data_samples (SampleList): with ``metainfo``, and boxes to start from in ``proposals`` where there are.
+            batch_data_samples (SampleList): with ``metainfo``, and ``proposals`` where there are boxes to start from.
             rescale (bool): boxes in pixels of the original images instead of the network input.
 
         Returns:
