@@ -140,7 +140,7 @@ class DrawnFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.taken = folder, set()
-        self.video = None  # that is being written: source, writer, path
+        self.video = None  # that is being written: source, writer, path, width and height
 
     def _name(self, stem: str, suffix: str) -> Path:
         name, number = stem + suffix, 2
@@ -171,15 +171,17 @@ class DrawnFiles:
                                      pixels.shape[1::-1])
             if not writer.isOpened():
                 raise OSError(f'{path} cannot be written as a video; leave drawing out by --no-draw')
-            self.video = source, writer, path
-        _, writer, path = self.video
+            self.video = source, writer, path, pixels.shape[1::-1]
+        _, writer, path, size = self.video
+        if pixels.shape[1::-1] != size:  # of a stream it may change; OpenCV leaves such frames out without a word
+            pixels = np.asarray(Image.fromarray(pixels).resize(size))
         writer.write(np.ascontiguousarray(pixels[..., ::-1]))
         return path
 
     def close(self) -> None:
         """End the video that is being written, and give it its name."""
         if self.video is not None:
-            _, writer, path = self.video
+            _, writer, path, _ = self.video
             self.video = None
             writer.release()
             unfinished_name(path).replace(path)

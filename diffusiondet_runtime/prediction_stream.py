@@ -41,7 +41,7 @@ class Prediction(NamedTuple):
     video: VideoFrames | None
 
 
-def predict_stream(predictor: Predictor, sources: Sequence[str | Path | Video], *, batch_size: int = 1,
+def predict_stream(predictor: Predictor, sources: str | Path | Sequence[str | Path | Video], *, batch_size: int = 1,
                    carry_boxes: bool = False, failed: Callable[[str, str], None] = lambda source, reason: None
                    ) -> Iterator[Prediction]:
     """Go through sources and detect; no more than a batch is held in memory.
@@ -51,7 +51,8 @@ def predict_stream(predictor: Predictor, sources: Sequence[str | Path | Video], 
 
     Args:
         predictor (Predictor): of :mod:`diffusiondet_runtime.prediction` or ``mmdet_diffusion.prediction``.
-        sources (Sequence[str | Path | Video]): of :func:`find_sources`; words are looked up by it.
+        sources (str | Path | Sequence[str | Path | Video]): one or several; words and paths are looked up by
+            :func:`find_sources`.
         batch_size (int): pictures or frames at once; of one video or of pictures alone.
         carry_boxes (bool): frames of a video one by one, half of the start boxes at most where objects were before.
         failed (Callable[[str, str], None]): told what cannot be read, and why, as it happens; the others go on.
@@ -60,14 +61,8 @@ def predict_stream(predictor: Predictor, sources: Sequence[str | Path | Video], 
         Prediction: in order.
     """
     pictures: list[tuple] = []
-    for item in sources:
-        if isinstance(item, str):
-            found = find_sources([item])
-            for source, reason in found.failed.items():
-                failed(source, reason)
-            yield from predict_stream(predictor, found.items, batch_size=batch_size, carry_boxes=carry_boxes,
-                                      failed=failed)
-        elif isinstance(item, Video):
+    for item in _items([sources] if isinstance(sources, (str, Path)) else sources, failed):
+        if isinstance(item, Video):
             yield from _detected(predictor, pictures)
             pictures = []
             yield from _of_video(predictor, item, 1 if carry_boxes else batch_size, carry_boxes, failed)
@@ -80,6 +75,17 @@ def predict_stream(predictor: Predictor, sources: Sequence[str | Path | Video], 
                 yield from _detected(predictor, pictures)
                 pictures = []
     yield from _detected(predictor, pictures)
+
+
+def _items(sources: Sequence[str | Path | Video], failed: Callable[[str, str], None]) -> Iterator[Path | Video]:
+    for source in sources:
+        if isinstance(source, Video):
+            yield source
+            continue
+        found = find_sources([str(source)])
+        for name, reason in found.failed.items():
+            failed(name, reason)
+        yield from found.items
 
 
 def _of_video(predictor: Predictor, video: Video, batch_size: int, carry_boxes: bool,

@@ -246,6 +246,24 @@ def test_frames_start_from_the_same_boxes_as_a_picture_of_that_name(clip, checkp
     assert torch.equal(alone.pred_instances.bboxes, found[3].found.pred_instances.bboxes)
 
 
+@pytest.mark.parametrize('form', [str, Path])
+def test_one_source_is_enough_and_paths_are_looked_up_as_words_are(clip, checkpoint, form):
+    predictor = Predictor(Config.fromfile(SHAPES), str(checkpoint), device='cpu', score_thr=0.0,
+                          dial=dict(num_proposals=2))
+    assert [one.frame for one in predictor.predict(form('clip.mp4'))] == list(range(7))
+    assert [Path(one.source).name for one in predictor.predict([form('pictures')])] == ['a.png', 'b.jpg', 'c.bmp']
+
+
+def test_frames_of_another_size_stay_in_the_drawn_video(tmp_path):
+    pytest.importorskip('cv2')
+    drawn = DrawnFiles(tmp_path)
+    for size in ((48, 64), (96, 128), (48, 64)):
+        drawn.add_frame('0', 'camera_0', 10.0, np.zeros((*size, 3), dtype=np.uint8))
+    drawn.close()
+    with VideoFrames(Video(str(tmp_path / 'camera_0.mp4'), False)) as frames:
+        assert [pixels.shape for _, pixels in frames] == [(48, 64, 3)] * 3
+
+
 def test_carried_boxes_are_where_objects_were_in_the_frame_before(clip, checkpoint):
     predictor = Predictor(Config.fromfile(SHAPES), str(checkpoint), device='cpu', score_thr=0.005,
                           dial=dict(num_proposals=12))
