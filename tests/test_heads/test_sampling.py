@@ -63,8 +63,8 @@ def record_draws(monkeypatch, head):
     """All draws of the next predictions, in their order."""
     sample, draws = head.sample, []
 
-    def recording(feats, img_whwh, settings, draw):
-        return sample(feats, img_whwh, settings, lambda number: draws.append(draw(number)) or draws[-1])
+    def recording(feats, img_whwh, settings, draw, *proposals):
+        return sample(feats, img_whwh, settings, lambda number: draws.append(draw(number)) or draws[-1], *proposals)
 
     monkeypatch.setattr(head, 'sample', recording)
     return draws
