@@ -118,6 +118,7 @@ setup(
         'Programming Language :: Python :: 3.12',
         'Topic :: Scientific/Engineering :: Image Recognition',
     ],
+    package_data={PACKAGE: ['web/*.html']},
     packages=find_packages(include=[name for package in PACKAGES for name in (package, f'{package}.*')]),
     python_requires='>=3.10',  # the oldest that the tests ran on (requirements/lock-oldest.txt)
     install_requires=install_requires,

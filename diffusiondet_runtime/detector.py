@@ -148,7 +148,8 @@ class OnnxDetector:
         x_t = even_noise(draw(1), boxes) if is_even else draw(boxes)
         if x_t.shape[0] != len(prepared):
             raise ExportError(f'noise is of {x_t.shape[0]} pictures, not of {len(prepared)}')
-        x_t = _with_proposals(x_t, proposals or [None] * len(prepared), frame, whwh)
+        if proposals is not None:
+            x_t = _with_proposals(x_t, proposals, frame, whwh)
         for step in sampling.coefficients(self.sampler['diffusion']['alpha_bar'], steps, settings['eta']):
             noisy = frame.decode(x_t, whwh)
             logits, bboxes = self.engine.refine(levels, noisy, np.full(len(prepared), step.t, dtype=np.int64))

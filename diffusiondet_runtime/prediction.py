@@ -1,17 +1,16 @@
 """An exported detector applied to picture files: boxes as JSON holds them, and drawn pictures."""
 
-import colorsys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from .detector import OnnxDetector
+from .drawing import draw_detections
 from .errors import ExportError
 from .post_processing import Detections
-from .prediction_stream import Prediction, predict_stream
+from .prediction_stream import Prediction, predict_sources
 
 
 class FoundInPicture(NamedTuple):
@@ -62,9 +61,9 @@ class ExportPredictor:
         """
         return pixels, name, None if before is None else before.detections.bboxes
 
-    def predict(self, sources: Sequence[str | Path], **settings) -> Iterator[Prediction]:
-        """Detections of pictures, folders, globs, videos, cameras and streams; see :func:`predict_stream`."""
-        return predict_stream(self, sources, **settings)
+    def predict(self, sources: str | Path | Sequence[str | Path], **settings) -> Iterator[Prediction]:
+        """Detections of pictures, folders, globs, videos, cameras, streams; settings as of :func:`predict_stream`."""
+        return predict_sources(self, sources, **settings)
 
     def detect(self, samples: Sequence[tuple]) -> list[FoundInPicture]:
         """Detections above the threshold, best first, in pixels of the picture file."""
@@ -86,11 +85,5 @@ class ExportPredictor:
 
     def drawn(self, picture: np.ndarray, found: FoundInPicture) -> np.ndarray:
         """The picture with its detections, uint8 RGB (h, w, 3)."""
-        image = Image.fromarray(picture)
-        pen, width = ImageDraw.Draw(image), max(1, round(max(image.size) / 400))
-        for box, score, label in list(zip(*(value.tolist() for value in found.detections), strict=True))[::-1]:
-            hue = label * 0.618 % 1  # far apart for neighbouring labels
-            colour = tuple(round(255 * value) for value in colorsys.hsv_to_rgb(hue, 0.9, 1.0))
-            pen.rectangle(box, outline=colour, width=width)
-            pen.text((box[0] + width + 1, box[1] + width), f'{self.classes[label]} {score:.2f}', fill=colour)
-        return np.asarray(image)
+        bboxes, scores, labels = (values.tolist() for values in found.detections)
+        return draw_detections(picture, bboxes, scores, labels, self.classes)

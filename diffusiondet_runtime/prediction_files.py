@@ -1,33 +1,15 @@
 """What predictions are written to: JSON, JSON lines, COCO's JSON, drawn pictures and videos; none grows in memory."""
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from .sources import opencv
+from .whole_file import unfinished_name, whole_file
 
 DRAWN = {'.jpg', '.jpeg', '.png'}  # formats that drawn pictures keep; others become PNG
-
-
-def unfinished_name(path: Path) -> Path:
-    """Beside a file, while it is written."""
-    return path.with_name(f'.{path.stem}-{os.getpid()}{path.suffix}')
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes ``path`` at the end, all of it or nothing."""
-    unfinished = unfinished_name(path)
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 class JsonFile:

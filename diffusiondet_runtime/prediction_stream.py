@@ -1,11 +1,12 @@
 """Detections of pictures and videos, one after the other, of any predictor: with torch, or of an exported folder."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from .errors import first_line
 from .sources import Video, VideoFrames, find_sources
 
 
@@ -41,18 +42,33 @@ class Prediction(NamedTuple):
     video: VideoFrames | None
 
 
-def predict_stream(predictor: Predictor, sources: str | Path | Sequence[str | Path | Video], *, batch_size: int = 1,
+def predict_sources(predictor: Predictor, sources: str | Path | Sequence[str | Path], *,
+                    failed: Callable[[str, str], None] = lambda source, reason: None, **settings
+                    ) -> Iterator[Prediction]:
+    """As :func:`predict_stream`, of one source or several as a user names them: see :func:`find_sources`."""
+    named = [sources] if isinstance(sources, (str, Path)) else sources
+    return predict_stream(predictor, _looked_up(named, failed), failed=failed, **settings)
+
+
+def _looked_up(sources: Sequence[str | Path], failed: Callable[[str, str], None]) -> Iterator[Path | Video]:
+    for source in sources:
+        found = find_sources([str(source)])
+        for name, reason in found.failed.items():
+            failed(name, reason)
+        yield from found.items
+
+
+def predict_stream(predictor: Predictor, items: Iterable[Path | Video], *, batch_size: int = 1,
                    carry_boxes: bool = False, failed: Callable[[str, str], None] = lambda source, reason: None
                    ) -> Iterator[Prediction]:
-    """Go through sources and detect; no more than a batch is held in memory.
+    """Go through pictures and videos and detect; no more than a batch is held in memory.
 
     All frames of a video start from the same boxes, so that detections move with the objects and not with the noise;
     with ``carry_boxes`` from what was found in the frame before, and from noise that is new in each.
 
     Args:
         predictor (Predictor): of :mod:`diffusiondet_runtime.prediction` or ``mmdet_diffusion.prediction``.
-        sources (str | Path | Sequence[str | Path | Video]): one or several; words and paths are looked up by
-            :func:`find_sources`.
+        items (Iterable[Path | Video]): picture files, and videos.
         batch_size (int): pictures or frames at once; of one video or of pictures alone.
         carry_boxes (bool): frames of a video one by one, half of the start boxes at most where objects were before.
         failed (Callable[[str, str], None]): told what cannot be read, and why, as it happens; the others go on.
@@ -61,7 +77,7 @@ def predict_stream(predictor: Predictor, sources: str | Path | Sequence[str | Pa
         Prediction: in order.
     """
     pictures: list[tuple] = []
-    for item in _items([sources] if isinstance(sources, (str, Path)) else sources, failed):
+    for item in items:
         if isinstance(item, Video):
             yield from _detected(predictor, pictures)
             pictures = []
@@ -75,17 +91,6 @@ def predict_stream(predictor: Predictor, sources: str | Path | Sequence[str | Pa
                 yield from _detected(predictor, pictures)
                 pictures = []
     yield from _detected(predictor, pictures)
-
-
-def _items(sources: Sequence[str | Path | Video], failed: Callable[[str, str], None]) -> Iterator[Path | Video]:
-    for source in sources:
-        if isinstance(source, Video):
-            yield source
-            continue
-        found = find_sources([str(source)])
-        for name, reason in found.failed.items():
-            failed(name, reason)
-        yield from found.items
 
 
 def _of_video(predictor: Predictor, video: Video, batch_size: int, carry_boxes: bool,
@@ -120,8 +125,3 @@ def _detected(predictor: Predictor, batch: list[tuple]) -> Iterator[Prediction]:
     for (source, place, pixels, _, video), found in zip(batch, predictor.detect([one[3] for one in batch]),
                                                         strict=True):
         yield Prediction(source, place, pixels, found, video)
-
-
-def first_line(error: Exception) -> str:
-    """Of what an error says."""
-    return (str(error).strip().splitlines() or [''])[0]

@@ -1,7 +1,6 @@
 """A trained detector applied to picture files: boxes as JSON holds them, and drawn pictures."""
 
 import pickle
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from mmcv.transforms import Compose
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
-from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
@@ -19,7 +17,8 @@ from mmengine.structures import InstanceData
 from numpy import ascontiguousarray, ndarray
 from torch import nn
 
-from diffusiondet_runtime.prediction_stream import Prediction, predict_stream
+from diffusiondet_runtime.drawing import draw_detections
+from diffusiondet_runtime.prediction_stream import Prediction, predict_sources
 
 from .input_checks import datasets, refuse_foreign_checkpoint
 
@@ -40,6 +39,7 @@ class Predictor:
 
     def __init__(self, config: Config, checkpoint: str, *, device: str, score_thr: float, dial: dict) -> None:
         init_default_scope(config.get('default_scope', 'mmdet'))
+        self.config = config
         head_cfg = dict(config.model.test_cfg or {}, **dial)
         if head_cfg.get('seed') is None:
             head_cfg['seed'] = 0  # the same pictures give the same boxes
@@ -51,8 +51,6 @@ class Predictor:
         load, *rest = (transform for transform in get_test_pipeline_cfg(config)
                        if transform.type.split('.')[-1] != 'LoadAnnotations')
         self.load, self.rest = Compose([load]), Compose(rest)
-        self.visualizer = DetLocalVisualizer(name='predict')
-        self.visualizer.dataset_meta = dict(classes=self.classes, palette='random')
 
     def read(self, path: Path) -> tuple[ndarray, dict]:
         """A picture file as it is, uint8 RGB (h, w, 3), and as the network takes it; raises what reading raises."""
@@ -78,9 +76,9 @@ class Predictor:
             sample['data_samples'].proposals = InstanceData(bboxes=bboxes * scale)
         return sample
 
-    def predict(self, sources: Sequence[str | Path], **settings) -> Iterator[Prediction]:
-        """Detections of pictures, folders, globs, videos, cameras and streams; see :func:`predict_stream`."""
-        return predict_stream(self, sources, **settings)
+    def predict(self, sources: str | Path | Sequence[str | Path], **settings) -> Iterator[Prediction]:
+        """Detections of pictures, folders, globs, videos, cameras, streams; settings as of :func:`predict_stream`."""
+        return predict_sources(self, sources, **settings)
 
     @torch.no_grad()
     def detect(self, samples: Sequence[dict]) -> list[DetDataSample]:
@@ -102,11 +100,10 @@ class Predictor:
                     class_names=[self.classes[label] for label in labels])
 
     def drawn(self, picture: ndarray, found: DetDataSample) -> ndarray:
-        """The picture with its detections, uint8 RGB (h, w, 3); no window is needed."""
-        with warnings.catch_warnings():  # of a box at the edge of the picture
-            warnings.filterwarnings('ignore', message='Warning: The .* is out of bounds')
-            self.visualizer.add_datasample('predict', picture, found, draw_gt=False, pred_score_thr=self.score_thr)
-        return self.visualizer.get_image()
+        """The picture with its detections, uint8 RGB (h, w, 3)."""
+        instances = found.pred_instances
+        bboxes, scores, labels = (instances[name].tolist() for name in ('bboxes', 'scores', 'labels'))
+        return draw_detections(picture, bboxes, scores, labels, self.classes)
 
 
 def load_weights(model: nn.Module, checkpoint: str) -> dict:

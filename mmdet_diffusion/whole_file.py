@@ -1,7 +1,8 @@
 """Files that are there as a whole or not at all."""
 
-import os
 from pathlib import Path
+
+from diffusiondet_runtime.whole_file import whole_file
 
 
 def write_whole_file(path: Path, content: bytes) -> None:
@@ -14,9 +15,5 @@ def write_whole_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: if it cannot be written; nothing is left beside it then.
     """
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
+    with whole_file(path) as unfinished:
         unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -38,6 +38,8 @@ COMMANDS = (
             takes_export=True),
     Command('animate', 'visualizations/animate.py', 'show the way from noise to objects on a picture',
             f'{SHAPES} CHECKPOINT.pth picture.jpg --out way.webp --steps 4', takes_config=True),
+    Command('web', 'web.py', 'turn the dial on a page in the browser, and watch the boxes',
+            f'{SHAPES} CHECKPOINT.pth --examples pictures/', takes_config=True),
     Command('dial', 'analysis_tools/dial.py', 'test one checkpoint at many settings of boxes and steps',
             f'{SHAPES} CHECKPOINT.pth --steps 1 4 --boxes 100 300', takes_config=True),
     Command('compare', 'analysis_tools/compare_detectors.py', 'compare any detectors: accuracy, cost, errors',

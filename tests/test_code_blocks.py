@@ -5,7 +5,6 @@ CONFIG``, ``run by TEST`` or ``not run: REASON``.
 """
 
 import argparse
-import contextlib
 import importlib.util
 import os
 import re
@@ -19,8 +18,8 @@ from unittest import mock
 import mmdet
 import pytest
 from mmdet.registry import HOOKS, MODELS, VISBACKENDS
+from mmdet.utils import register_all_modules
 from mmengine.config import Config
-from mmengine.registry import DefaultScope, init_default_scope
 
 from mmdet_diffusion import config_path, list_configs
 from mmdet_diffusion.testing import REPOSITORY, load_tool
@@ -161,18 +160,9 @@ def checked_config(args):
 
 def built(model):
     """A model of a config, without weights."""
+    register_all_modules(init_default_scope=True)
     model.backbone.pop('init_cfg', None)
-    with scope_of_mmdet():
-        return MODELS.build(model)
-
-
-@contextlib.contextmanager
-def scope_of_mmdet():
-    init_default_scope('mmdet')
-    try:
-        yield
-    finally:
-        DefaultScope._instance_dict.popitem()
+    return MODELS.build(model)
 
 
 def checked_make(args):

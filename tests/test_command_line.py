@@ -52,8 +52,8 @@ def test_help_lists_every_command_in_few_lines_with_an_example(capsys):
 
 
 def test_every_command_has_its_program():
-    assert set(NAMES) == {'demo', 'train', 'test', 'predict', 'animate', 'dial', 'compare', 'curves', 'export',
-                          'convert', 'shapes', 'sizes', 'configs', 'doctor', 'operators'}
+    assert set(NAMES) == {'demo', 'train', 'test', 'predict', 'animate', 'web', 'dial', 'compare', 'curves',
+                          'export', 'convert', 'shapes', 'sizes', 'configs', 'doctor', 'operators'}
     assert len(set(NAMES)) == len(NAMES)
     assert all((ROOT / 'tools' / command.script).is_file() for command in COMMANDS)
 

@@ -22,6 +22,7 @@ MAY_IMPORT = dict(
     whole_file=set(), visualization=TASK | {'whole_file'}, operator_count=set(), half_precision=set(),
     annotation_categories={'annotation_faults'}, annotation_faults=set(), loops=set(),
     backbones=set(), evaluation=TASK | PARTS | {'heads', 'detectors', 'input_checks', 'prediction', 'whole_file'},
+    web=TASK | PARTS | {'detectors', 'prediction', 'visualization'},
     optim={'half_precision'}, __main__=set(), deployment=TASK | PARTS | {'heads'},
     __init__={
         'backbones', 'config_zoo', 'installation', 'detectors', 'heads', 'hooks', 'loops', 'losses', 'optim',

@@ -118,7 +118,7 @@ class DiffusionDet(SingleStageDetector):
         Raises:
             FloatingPointError: if a loss is not finite; see :func:`refuse_infinite_losses`.
         """
-        self._test_precision(batch_inputs.device)  # a device without it shows now, not at the first validation
+        self.test_precision(batch_inputs.device)  # a device without it shows now, not at the first validation
         feats = self.extract_feat(batch_inputs)
         losses = self.bbox_head.loss(feats, batch_data_samples)
         if self.auxiliary_head is not None:
@@ -142,10 +142,11 @@ class DiffusionDet(SingleStageDetector):
         Raises:
             RuntimeError: if the device does not compute in ``test_dtype``.
         """
-        with self._test_precision(batch_inputs.device):
+        with self.test_precision(batch_inputs.device):
             return super().predict(batch_inputs, batch_data_samples, rescale)
 
-    def _test_precision(self, device: torch.device) -> AbstractContextManager:
+    def test_precision(self, device: torch.device) -> AbstractContextManager:
+        """``test_dtype`` on a device, for what is computed inside; RuntimeError where it does not compute in it."""
         if self._test_dtype is None:
             return nullcontext()
         return half_precision(device, self._test_dtype, 'model.test_dtype')

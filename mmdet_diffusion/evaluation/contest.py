@@ -1,6 +1,7 @@
 """Detectors of any kind on one data set: tested, matched, timed in turns."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..detectors import DiffusionDet
+from ..detectors.several_predictions import at_settings
 from ..input_checks import refuse_missing_data
 from ..prediction import load_weights
 from .average_precision import ImageMatches, match_detections
@@ -185,20 +187,9 @@ class Contest:
         return time_in_turns(predict, samples, self.device)
 
 
-class _at:
+def _at(model: nn.Module, setting: DialSetting | None) -> AbstractContextManager:
     """A detector at a setting of the dial; as it is configured where that is None."""
-
-    def __init__(self, model: nn.Module, setting: DialSetting | None) -> None:
-        self.model, self.setting = model, setting
-
-    def __enter__(self) -> None:
-        if self.setting is not None:
-            self.configured = self.model.bbox_head.test_cfg
-            self.model.bbox_head.test_cfg = dict(self.configured or {}, **self.setting.values())
-
-    def __exit__(self, *error: object) -> None:
-        if self.setting is not None:
-            self.model.bbox_head.test_cfg = self.configured
+    return nullcontext() if setting is None else at_settings(model.bbox_head, setting.values())
 
 
 def _predictor(model: nn.Module, setting: DialSetting | None):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..detectors.features_once import wait_for
+from ..detectors.several_predictions import wait_for
 from .learning_curves import training_log
 from .shared_features import percentiles
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..detectors import DiffusionDet
-from ..detectors.features_once import features_once, wait_for
+from ..detectors.several_predictions import at_settings, features_once, wait_for
 from .detection_records import CellRecords, ImageDetections
 
 IMAGES_A_CHUNK = 32  # an interrupted run loses at most so many
@@ -75,23 +75,18 @@ def _test_batch(model: DiffusionDet, batch: dict, cells: Mapping[CellRecords, Ma
         return
     data = model.data_preprocessor(batch, False)
     head = model.bbox_head
-    configured = head.test_cfg
-    try:
-        with features_once(model) as seconds:
-            for cell, settings in cells.items():
-                changes = {name: value for name, value in settings.items() if name != HELD_STEP}
-                head.test_cfg = dict(configured or {}, **changes)
-                seconds['here'] = 0.0
-                wait_for(data['inputs'].device)
-                start = time.perf_counter()
-                with held_last_step(head, bool(settings.get(HELD_STEP))):
-                    samples = model.predict(data['inputs'], data['data_samples'])
-                wait_for(data['inputs'].device)
-                elapsed = time.perf_counter() - start - seconds['here']
-                number = len(samples)
-                yield cell, [_kept(sample, (seconds['all'] / number, elapsed / number)) for sample in samples]
-    finally:
-        head.test_cfg = configured
+    with features_once(model) as seconds:
+        for cell, settings in cells.items():
+            changes = {name: value for name, value in settings.items() if name != HELD_STEP}
+            seconds['here'] = 0.0
+            wait_for(data['inputs'].device)
+            start = time.perf_counter()
+            with at_settings(head, changes), held_last_step(head, bool(settings.get(HELD_STEP))):
+                samples = model.predict(data['inputs'], data['data_samples'])
+            wait_for(data['inputs'].device)
+            elapsed = time.perf_counter() - start - seconds['here']
+            number = len(samples)
+            yield cell, [_kept(sample, (seconds['all'] / number, elapsed / number)) for sample in samples]
 
 
 @torch.no_grad()

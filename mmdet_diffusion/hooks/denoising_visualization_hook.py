@@ -1,8 +1,8 @@
 """Hook that shows what validation's figures do not: the way from noise to objects, and AP over the dial."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from mmengine.visualization.vis_backend import MLflowVisBackend
 from PIL import Image
 from torch import nn
 
-from ..detectors.features_once import features_once
+from ..detectors.several_predictions import at_settings, features_once
 from ..sampling_settings import SamplingSettings, steps_and_boxes
 from ..visualization import draw_story, follow_boxes, on_picture
 
@@ -47,10 +47,8 @@ class DenoisingVisualizationHook(Hook):
 
     def __init__(self, settings: Sequence[str] = (), *, num_images: int = 2, picture_setting: str = '4x100',
                  score_thr: float = 0.4, panel: int = 224) -> None:
-        self._settings = {text: dict(zip(('sampling_timesteps', 'num_proposals'), steps_and_boxes(text), strict=True))
-                          for text in settings}
-        self._picture_setting = dict(zip(('sampling_timesteps', 'num_proposals'), steps_and_boxes(picture_setting),
-                                         strict=True))
+        self._settings = {text: _changes(text) for text in settings}
+        self._picture_setting = _changes(picture_setting)
         for name, value, least in (('num_images', num_images, 0), ('panel', panel, 16)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f'{name} of DenoisingVisualizationHook must be an integer of at least {least}, got '
@@ -130,16 +128,16 @@ def _like(evaluator: Evaluator) -> Evaluator:
     return fresh
 
 
-@contextmanager
-def _dial(model: nn.Module, setting: dict[str, int]) -> Iterator[None]:
+def _changes(setting: str) -> dict[str, int]:
+    """Of ``test_cfg``, for STEPSxBOXES."""
+    steps, boxes = steps_and_boxes(setting)
+    return dict(sampling_timesteps=steps, num_proposals=boxes)
+
+
+def _dial(model: nn.Module, changes: dict[str, int]) -> AbstractContextManager:
     """The head at a setting, with noise of seed 0 where the config names none."""
-    head, configured = model.bbox_head, model.bbox_head.test_cfg
-    seed = (configured or {}).get('seed')
-    head.test_cfg = dict(configured or {}, **setting, seed=0 if seed is None else seed)
-    try:
-        yield
-    finally:
-        head.test_cfg = configured
+    seed = (model.bbox_head.test_cfg or {}).get('seed')
+    return at_settings(model.bbox_head, dict(changes, seed=0 if seed is None else seed))
 
 
 def _add_image(runner: Runner, name: str, image: np.ndarray) -> None:

@@ -1,12 +1,13 @@
 """Draws followed boxes on their picture: as a row of panels, and as an animation."""
 
-import colorsys
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from diffusiondet_runtime.drawing import colour_of
 
 from ..whole_file import write_whole_file
 from .box_paths import Moment
@@ -18,11 +19,6 @@ MARGIN, CAPTION = 4, 16  # pixels between panels and above them
 BETWEEN, PAUSE = 3, 12  # frames from one moment to the next; frames that start and end stand still
 FRAME_MS = 70
 QUALITIES = (85, 70, 55, 40, 25)  # of WebP, tried until the file is small enough
-
-
-def colour_of(label: int) -> tuple[int, int, int]:
-    """Of a class: hues far apart for neighbouring labels."""
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.85, 1.0))
 
 
 def draw_moment(picture: Image.Image, moment: Moment, score_thr: float) -> Image.Image:

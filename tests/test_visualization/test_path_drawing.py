@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusiondet_runtime.drawing import colour_of
 from mmdet_diffusion.visualization import Moment, draw_moment, draw_story, write_animation
-from mmdet_diffusion.visualization.path_drawing import CAPTION, MARGIN, colour_of
+from mmdet_diffusion.visualization.path_drawing import CAPTION, MARGIN
 
 BLACK = Image.new('RGB', (64, 48))
 

@@ -21,6 +21,7 @@ from diffusiondet_runtime import Detections, ExportError, OnnxDetector
 from diffusiondet_runtime.engines import ENGINES
 from diffusiondet_runtime.folder import sha256
 from mmdet_diffusion.config_zoo import with_config_path
+from mmdet_diffusion.detectors.several_predictions import at_settings, features_once
 from mmdet_diffusion.evaluation.average_precision import match_detections
 from mmdet_diffusion.evaluation.detection_records import ImageDetections
 from mmdet_diffusion.evaluation.dial_settings import DialSetting, dial_setting
@@ -55,16 +56,17 @@ def detections(args: argparse.Namespace, config: Config, exported: OnnxDetector,
     predictor = Predictor(config, args.checkpoint, device='cpu', score_thr=0.0, dial={})
     head = predictor.model.bbox_head
     seed = head.sampling_settings().seed
-    configured = dict(head.test_cfg)
     progress = ProgressBar(len(paths))
     for path in paths:
         _, sample = predictor.read(path)
-        for one in args.settings:
-            head.test_cfg = dict(configured, **one.values())
-            found = predictor.detect([sample])[0].pred_instances
-            by_torch = Detections(found.bboxes.numpy(), found.scores.numpy(), found.labels.numpy())
-            by_export = exported.detect(path, steps=one.steps, boxes=one.boxes, seed=seed)
-            yield one, ImageDetections(*by_torch, NO_TIME), ImageDetections(*by_export, NO_TIME)
+        pixels = exported.read(path)
+        with features_once(predictor.model):
+            for one in args.settings:
+                with at_settings(head, one.values()):
+                    found = predictor.detect([sample])[0].pred_instances
+                by_torch = Detections(found.bboxes.numpy(), found.scores.numpy(), found.labels.numpy())
+                by_export = exported.detect(pixels, steps=one.steps, boxes=one.boxes, seed=seed, name=path.name)
+                yield one, ImageDetections(*by_torch, NO_TIME), ImageDetections(*by_export, NO_TIME)
         progress.update()
 
 

@@ -19,6 +19,7 @@ from mmengine.config import Config
 from pycocotools.coco import COCO
 
 from mmdet_diffusion.config_zoo import with_config_path
+from mmdet_diffusion.detectors.several_predictions import at_settings
 from mmdet_diffusion.evaluation.average_precision import match_detections
 from mmdet_diffusion.evaluation.bootstrap import Contestant, difference
 from mmdet_diffusion.evaluation.dial_settings import DialSetting, dial_setting
@@ -114,15 +115,13 @@ def main(argv: list[str] | None = None) -> int:
     predictor = Predictor(config, args.checkpoint, device='cpu', score_thr=0.0, dial={})
     clips = [made_clip(number, args.frames) for number in range(args.clips)]
     truth = truth_of(clips, predictor.classes)
-    head = predictor.model.bbox_head
-    configured = dict(head.test_cfg)
     print(f'{args.clips} clips of {args.frames} frames, {len(truth.anns)} objects, {len(args.seeds)} seeds\n')
     print('| setting | AP, noise alone | AP, carried boxes | difference, 95 % |\n| --- | ---: | ---: | ---: |')
     for setting in args.settings:
-        head.test_cfg = dict(configured, **setting.values())
-        sides = [Contestant(name, [[match_detections(truth, detections(predictor, clips, seed, carries))
-                                    for seed in args.seeds]])
-                 for name, carries in (('carried', True), ('noise', False))]
+        with at_settings(predictor.model.bbox_head, setting.values()):
+            sides = [Contestant(name, [[match_detections(truth, detections(predictor, clips, seed, carries))
+                                        for seed in args.seeds]])
+                     for name, carries in (('carried', True), ('noise', False))]
         carried, plain = (np.mean([run.ap() for run in side.trainings[0]]) for side in sides)
         found = difference(*sides)
         print(f'| {setting.label} | {plain:.3f} | {carried:.3f} | {found.value:+.3f} ({found.low:+.3f} to '

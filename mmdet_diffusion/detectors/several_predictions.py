@@ -1,7 +1,7 @@
-"""Several predictions of one batch whose backbone and neck run once."""
+"""Several predictions of a model: one pass of backbone and neck for all of a batch, each at settings of its own."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -30,6 +30,17 @@ def features_once(model: nn.Module) -> Iterator[dict[str, float]]:
         yield seconds
     finally:
         del model.extract_feat  # the class's own comes back
+
+
+@contextmanager
+def at_settings(head: nn.Module, changes: Mapping[str, object]) -> Iterator[None]:
+    """Let a head predict with other values in its ``test_cfg``; the configured ones come back."""
+    configured = head.test_cfg
+    head.test_cfg = dict(configured or {}, **changes)
+    try:
+        yield
+    finally:
+        head.test_cfg = configured
 
 
 def wait_for(device: torch.device) -> None:
