@@ -6,6 +6,7 @@
 # make test-oldest    all tests on the oldest versions that are supported (requirements/lock-oldest.txt), with Python 3.10,
 #              likewise, .venv-oldest; pip's torch 2.1.0 on Linux brings CUDA: TORCH_OLDEST= names another build
 # make bench   how fast it is and how cost grows, into work_dirs/bench          BENCH_ARGS=--quick to see that it works
+# make docs    the documentation as a site with search and pages of all names, into work_dirs/docs
 # make lint    ruff
 # make setup   only the environment; the others do it themselves, and it takes a second once all is in place
 # make clean   remove caches and what a build leaves; environments and training results stay
@@ -50,7 +51,7 @@ TEST_SHARES = -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 BENCH_CONFIG ?= configs/diffusiondet/diffusiondet_r50_fpn_8xb2-450k_coco.py
 BENCH_OUT ?= work_dirs/bench/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo test test-compiled test-onedl test-oldest bench lint clean
+.PHONY: setup demo test test-compiled test-onedl test-oldest bench docs lint clean
 
 # Any Python can run the set-up's script, which says what is wrong with one that is too old; a fitting one is looked for first.
 setup:
@@ -83,6 +84,12 @@ bench: setup
 	$(BIN)/python tools/analysis_tools/benchmark_head.py $(BENCH_CONFIG) --out '$(BENCH_OUT)/head.json' $(BENCH_ARGS)
 	$(BIN)/python tools/analysis_tools/benchmark_growth.py $(BENCH_CONFIG) --out '$(BENCH_OUT)/growth.json' \
 	  --plot '$(BENCH_OUT)/growth.png' $(BENCH_ARGS)
+
+docs: setup
+	$(BIN)/python -c 'import furo, myst_parser, sphinx' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --no-deps --requirement requirements/docs.txt
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs work_dirs/docs
+	@echo 'docs: open work_dirs/docs/index.html'
 
 lint: setup
 	$(BIN)/ruff check .

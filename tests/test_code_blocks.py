@@ -25,7 +25,7 @@ from mmdet_diffusion import config_path, list_configs
 from mmdet_diffusion.testing import REPOSITORY, load_tool
 from mmdet_diffusion_cli.commands import COMMANDS
 
-BLOCK = re.compile(r'(?:<!-- (?P<mark>[^>]*) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$',
+BLOCK = re.compile(r'(?:<!-- (?P<mark>[^>]*) -->\n)?^```(?P<language>[\w{}-]*)\n(?P<code>.*?)^```$',
                    re.DOTALL | re.MULTILINE)
 SCRIPTS = {command.name: command.script for command in COMMANDS}
 # Programs that are not of this project: their words are not looked at.
@@ -54,7 +54,7 @@ def blocks_of(path):
 
 BLOCKS = [block for path in sorted([REPOSITORY / 'README.md', *(REPOSITORY / 'docs').glob('*.md')])
           for block in blocks_of(path)]
-MARKED = [block for block in BLOCKS if block.language != 'bash']
+MARKED = [block for block in BLOCKS if block.language != 'bash' and not block.language.startswith('{')]  # Sphinx's
 
 
 def commands_of(block):

@@ -60,6 +60,23 @@ def has_key(cfg: Config, key: str) -> bool:
     return True
 
 
+API = '\n'.join(path.read_text() for path in (DOCS / 'api').glob('*.md'))
+PACKAGES = sorted(path.parent for package in ('mmdet_diffusion', 'diffusiondet_runtime', 'mmcv_stand_in')
+                  for path in (REPOSITORY / package).rglob('__init__.py') if '__all__' in path.read_text())
+
+
+@pytest.mark.parametrize('folder', PACKAGES, ids=lambda folder: str(folder.relative_to(REPOSITORY)))
+def test_public_names_have_a_page_of_the_site(folder):
+    name = '.'.join(folder.relative_to(REPOSITORY).parts)
+    if name == 'mmdet_diffusion':  # gives its parts, and what config_zoo has
+        name = 'mmdet_diffusion.config_zoo'
+    assert f'.. automodule:: {name}\n' in API
+
+
+def test_packages_with_public_names_are_found():
+    assert len(PACKAGES) > 12
+
+
 @pytest.mark.parametrize('path', sorted([*DOCS.glob('*.md'), *REPOSITORY.glob('*.md')]), ids=lambda path: path.name)
 def test_links_between_documents_lead_somewhere(path):
     for target in re.findall(r'\]\((?!https?:)([^)#]+)', path.read_text()):
