@@ -1,4 +1,4 @@
-"""How much memory a setting needs, asked before an engine takes it: Linux ends a process that takes too much."""
+"""How much memory there is, a setting needs and a process has taken. Linux ends a process that takes too much."""
 
 import bisect
 import os
@@ -18,6 +18,20 @@ def available_bytes() -> int | None:
         return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     except (AttributeError, OSError, ValueError):
         return None
+
+
+def peak_bytes() -> int:
+    """Highest resident memory of this process so far.
+
+    On Linux from ``/proc``: ``getrusage`` there begins with the size of the process that started this one.
+    """
+    try:
+        with open('/proc/self/status', encoding='ascii') as status:
+            return next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) * 1024
+    except (OSError, StopIteration):
+        import resource  # not on Windows
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def refuse_too_many(pictures: int, boxes: int, limits: dict) -> None:

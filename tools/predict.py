@@ -19,49 +19,54 @@ from diffusiondet_runtime.prediction_files import FORMATS, DrawnFiles
 from diffusiondet_runtime.prediction_stream import Prediction, predict_stream
 from diffusiondet_runtime.sources import Sources, find_sources
 
-PRINTED_EVERY = 0.5  # seconds
+SHOWN_EVERY = 0.5  # seconds
 
 
 class Progress:
-    """Says what was found: a line a picture, and one a video, which counts while it goes on.
+    """Says what was found: a line a picture, and one a video. A terminal counts besides, with the rate.
 
     Args:
-        stream: where counts go while a video goes on; not written to unless it is a terminal.
+        pictures (int): that are asked for.
+        stream: where counts go; not written to unless it is a terminal.
     """
 
-    def __init__(self, stream=sys.stderr) -> None:
-        self.stream, self.source = stream, None
+    def __init__(self, pictures: int, stream=sys.stderr) -> None:
+        self.pictures, self.stream = pictures, stream
+        self.video, self.done = None, 0
 
     def add(self, one: Prediction, objects: int) -> None:
         """A picture or frame more."""
-        if one.frame is None:
+        video = None if one.frame is None else one.source
+        if video != self.video or not self.done:
             self.end()
+            self.video, self.done, self.objects = video, 0, 0
+            self.start = self.shown = time.perf_counter()
+        self.done, self.objects = self.done + 1, self.objects + objects
+        if video is None:
+            self._show('')
             print(f'{one.source}: {objects} objects')
-            return
-        if one.source != self.source:
-            self.end()
-            self.source, self.frames, self.objects = one.source, 0, 0
-            self.start = self.printed = time.perf_counter()
-        self.frames, self.objects = self.frames + 1, self.objects + objects
         now = time.perf_counter()
-        if self.stream.isatty() and now - self.printed > PRINTED_EVERY:
-            whole = f' of {one.video.number}' if one.video.number else ''
-            print(f'\r{self.source}: {self.frames}{whole} frames, {self.rate(now):.1f} a second', end='',
-                  file=self.stream, flush=True)
-            self.printed = now
+        if now - self.shown > SHOWN_EVERY or (video is None and self.done > 1):
+            whole = self.pictures if video is None else one.video.number
+            self._show(f'{video or "pictures"}: {self.done}{f" of {whole}" if whole else ""}, '
+                       f'{self.rate(now):.1f} a second')
+            self.shown = now
+
+    def _show(self, text: str) -> None:
+        if self.stream.isatty():
+            print(f'\r\033[K{text}', end='', file=self.stream, flush=True)
 
     def rate(self, now: float) -> float:
-        """Frames a second; of one frame 0."""
-        return (self.frames - 1) / max(now - self.start, 1e-9)
+        """Pictures or frames a second, without the first, which takes longer; of one 0."""
+        return (self.done - 1) / max(now - self.start, 1e-9)
 
     def end(self) -> None:
-        """Of a video."""
-        if self.source is not None:
-            if self.stream.isatty():
-                print('\r\033[K', end='', file=self.stream, flush=True)
-            print(f'{self.source}: {self.frames} frames, {self.objects} objects, '
+        """Of the pictures or of a video."""
+        self._show('')
+        if self.done and self.video is not None:
+            print(f'{self.video}: {self.done} frames, {self.objects} objects, '
                   f'{self.rate(time.perf_counter()):.1f} frames a second')
-            self.source = None
+        self.done = 0
 
 
 def report(source: str, reason: str) -> None:
@@ -143,7 +148,8 @@ def run(args: argparse.Namespace, predictor, sources: Sources) -> None:
 
     content = dict(config=args.config, checkpoint=args.checkpoint, score_thr=args.score_thr,
                    classes=list(predictor.classes), failed=sources.failed)
-    drawn, progress = DrawnFiles(args.out_dir / 'vis'), Progress()
+    drawn = DrawnFiles(args.out_dir / 'vis')
+    progress = Progress(sum(isinstance(item, Path) for item in sources.items))
     files = [FORMATS[name](args.out_dir, content) for name in dict.fromkeys(args.formats)]
     try:
         for one in predict_stream(predictor, sources.items, batch_size=args.batch_size,

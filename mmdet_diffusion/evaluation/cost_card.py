@@ -1,7 +1,6 @@
 """What a detector costs: parameters, operations, time of an image, memory; measured, with what it was measured on."""
 
 import platform
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ from mmengine.dataset import pseudo_collate
 from torch import nn
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
+
+from diffusiondet_runtime.memory import peak_bytes
 
 from ..detectors.several_predictions import wait_for
 from .learning_curves import training_log
@@ -71,7 +72,7 @@ def peak_memory() -> int:
     """MiB: highest resident memory of this process so far, or what CUDA held at most where it is in use."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() // 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
+    return peak_bytes() // 2**20
 
 
 def training_seconds(checkpoint: Path) -> float | None:

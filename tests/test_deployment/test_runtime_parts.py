@@ -1,6 +1,9 @@
 """Each part of the torch-free run-time against the torch code that it stands for."""
 
 import math
+import os
+import subprocess
+import sys
 
 import cv2
 import mmcv
@@ -19,6 +22,7 @@ from mmdet_diffusion.heads import SamplingSettings
 from mmdet_diffusion.structures import Detections
 from mmdet_diffusion.task_modules import DiffusionBoxSampler
 from mmdet_diffusion.task_modules import even_noise as torch_even_noise
+from mmdet_diffusion.testing import REPOSITORY
 
 WHWH = torch.tensor([[640.0, 480, 640, 480], [333, 500, 333, 500]])
 
@@ -250,6 +254,15 @@ def test_a_batch_is_padded_to_multiples_below_and_to_the_right():
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_memory_of_a_process_is_its_own_and_not_that_of_the_one_that_started_it():
+    held = np.ones(2**26)  # 512 MiB
+    assert memory.peak_bytes() > held.nbytes
+    program = 'from diffusiondet_runtime.memory import peak_bytes; print(peak_bytes())'
+    started = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True,
+                             env=dict(os.environ, PYTHONPATH=str(REPOSITORY)))
+    assert 2**22 < int(started.stdout) < held.nbytes
 
 
 def test_more_boxes_than_memory_are_refused_with_a_number_that_fits(monkeypatch):

@@ -1,11 +1,17 @@
 """tools/predict.py: pictures in, boxes and drawn pictures out."""
 
+import io
 import json
 import os
 import shutil
 import sys
+import threading
 import weakref
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +21,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from diffusiondet_runtime.prediction_files import DrawnFiles, whole_file
+from diffusiondet_runtime.prediction_stream import Prediction
 from diffusiondet_runtime.sources import Video, VideoFrames, find_sources
 from mmdet_diffusion import config_path
 from mmdet_diffusion.prediction import Predictor, class_names
@@ -219,6 +226,38 @@ def test_every_frame_is_written_and_drawn(clip, checkpoint, capsys):
     assert f'clip.mp4: 7 frames, {objects} objects, ' in capsys.readouterr().out
     assert sorted(os.listdir('predictions')) == [
         'predictions.coco.json', 'predictions.json', 'predictions.jsonl', 'vis']
+
+
+def test_a_terminal_counts_pictures_and_frames_and_others_get_plain_lines(capsys):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    video = SimpleNamespace(number=3)
+    for stream in (Terminal(), io.StringIO()):
+        progress = predict.Progress(2, stream)
+        with mock.patch.object(predict, 'SHOWN_EVERY', -1):
+            for name in ('a.png', 'b.png'):
+                progress.add(Prediction(name, None, None, None, None), 1)
+            for frame in range(3):
+                progress.add(Prediction('clip.mp4', frame, None, None, video), 2)
+            progress.end()
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[:2] == ['a.png: 1 objects', 'b.png: 1 objects']
+        assert len(lines) == 3 and lines[2].startswith('clip.mp4: 3 frames, 6 objects, ')
+        shown = [text.split(', ')[0] for text in stream.getvalue().split('\r\033[K') if text]
+        assert shown == (['pictures: 1 of 2', 'pictures: 2 of 2', 'clip.mp4: 1 of 3', 'clip.mp4: 2 of 3',
+                          'clip.mp4: 3 of 3'] if stream.isatty() else [])
+
+
+def test_a_stream_over_the_network_is_read_to_its_end(clip, checkpoint, folder):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05, ), daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_address[1]}/clip.mp4'
+        assert call(checkpoint, address, '--no-draw') == 0
+        server.shutdown()
+    assert [(one['video'], one['frame']) for one in written()['images']] == [(address, place) for place in range(7)]
 
 
 def test_coco_s_form_is_read_by_pycocotools(clip, checkpoint):

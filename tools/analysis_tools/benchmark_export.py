@@ -81,6 +81,8 @@ def made_picture(sampler: dict):
 def measure_cell(args: argparse.Namespace) -> dict:
     """Seconds of each timed call, and the most memory of this process in MiB."""
     engine, boxes, steps = args.cell[0], int(args.cell[1]), int(args.cell[2])
+    from diffusiondet_runtime.memory import peak_bytes
+
     call = in_torch(args, boxes, steps) if engine == 'torch' else exported_in(engine, args, boxes, steps)
     call()
     seconds = []
@@ -88,13 +90,7 @@ def measure_cell(args: argparse.Namespace) -> dict:
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)
-    return dict(seconds=seconds, mib=most_memory())
-
-
-def most_memory() -> float:
-    """MiB that this process held at most; ``getrusage`` would count that of the program which started it."""
-    with open('/proc/self/status', encoding='ascii') as status:
-        return next(int(line.split()[1]) for line in status if line.startswith('VmHWM')) / 1024
+    return dict(seconds=seconds, mib=peak_bytes() / 2**20)
 
 
 def measure_in_processes(args: argparse.Namespace, argv: list[str], engine: str, boxes: int, steps: int) -> dict:

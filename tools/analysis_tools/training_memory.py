@@ -6,14 +6,13 @@ of all tensors.
 
 import argparse
 import json
-import resource
 import sys
-from pathlib import Path
 
 import torch
 from benchmark_models import Sizes, build_model, training_step
 from mmengine.config import Config
 
+from diffusiondet_runtime.memory import peak_bytes
 from mmdet_diffusion.host_memory import keep_freed_memory
 
 STEPS = 2  # the first makes the optimiser's state and the gradients, the second has them
@@ -23,11 +22,7 @@ def peak(device: torch.device) -> float:
     """Highest use so far, MiB."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path('/proc/self/status')
-    if status.is_file():  # Linux, whose getrusage begins with the size of the process that started this one
-        line, = (line for line in status.read_text().splitlines() if line.startswith('VmHWM'))
-        return int(line.split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
+    return peak_bytes() / 2**20
 
 
 def main() -> int:
