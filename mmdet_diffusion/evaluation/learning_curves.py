@@ -54,7 +54,7 @@ def learning_curve(work_dir: Path, metric: str = 'bbox_mAP') -> Curve:
     for entry in training_log(work_dir):
         found = [value for name, value in entry.items() if name.split('/')[-1] == metric]
         if found:
-            curve.iterations.append(last)
+            curve.iterations.append(max(last, entry.get('step', 0)))  # a step may be an epoch, or 0
             curve.seconds.append(seconds)
             curve.values.append(found[0])
         elif 'loss' in entry and 'iter' in entry:

@@ -41,6 +41,12 @@ def test_it_plots_and_says_the_figures(runs, capsys, ending):
         assert Image.open(out).width > 1000
 
 
+def test_a_training_too_short_for_a_line_of_losses_is_validated_at_its_end(tmp_path, capsys):
+    write_log(tmp_path / 'short', '20260101', [{'coco/bbox_mAP': 0.1, 'step': 4}])
+    assert curves.main([str(tmp_path / 'short'), '--out', str(tmp_path / 'a.png')]) == 0
+    assert 'bbox_mAP 0.100 after 4 iterations, 0 s' in capsys.readouterr().out
+
+
 def test_losses_take_a_panel_of_their_own(runs):
     sizes = []
     for words in ([], ['--loss']):
