@@ -100,6 +100,9 @@ class OnnxDetector:
             raise ExportError(f'score_thr must be a number, got {score_thr!r}')
         prepared = [self.prepare(image) for image in images]
         if proposals is not None:
+            if len(proposals) != len(images):
+                raise ExportError(f'proposals must be a list of one for each of {len(images)} pictures, got '
+                                  f'{len(proposals)}')
             proposals = [_scaled(*each) for each in zip(proposals, prepared, strict=True)]
         walk = self.sample(prepared, steps, boxes, seed, _names(images, names), noise, proposals)
         found = [[best_pairs(*pair) for pair in zip(step.logits, step.bboxes, strict=True)] for step in walk]

@@ -11,6 +11,8 @@ import torch
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
+from diffusiondet_runtime.errors import first_line
+
 from .annotation_categories import parse_annotations
 from .annotation_faults import first_fault, first_missing_key
 from .half_precision import half_dtype, half_precision
@@ -212,9 +214,8 @@ def refuse_unreadable_checkpoint(error: Exception, checkpoint: str) -> None:
     if isinstance(error, pickle.UnpicklingError):  # torch's own words recommend to run whatever code is in the file
         reason = 'is no checkpoint, or asks for more than tensors and is not trusted'
     else:
-        first_line = (str(error).strip().splitlines() or [''])[0]
-        reason = 'cannot be read: ' + (first_line if type(error) is ValueError else
-                                       f'{type(error).__name__}: {first_line}')
+        kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
+        reason = f'cannot be read: {kind}{first_line(error)}'
     raise SystemExit(f'{checkpoint} {reason}') from error
 
 

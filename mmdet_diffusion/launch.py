@@ -11,6 +11,8 @@ import mmdet
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 
+from diffusiondet_runtime.errors import first_line
+
 from .config_zoo import refuse_missing_config, with_config_path, with_path_at
 from .host_memory import keep_freed_memory
 from .input_checks import (
@@ -252,7 +254,6 @@ def read_config(path: str, options: dict[str, object]) -> Config:
     try:
         config = Config.fromfile(path)
     except Exception as error:  # whatever the code in it raises
-        reason = (str(error).strip().splitlines() or [''])[0]
-        raise SystemExit(f'{path} cannot be read as a config ({type(error).__name__}: {reason})') from error
+        raise SystemExit(f'{path} cannot be read as a config ({type(error).__name__}: {first_line(error)})') from error
     config.merge_from_dict(options)
     return config

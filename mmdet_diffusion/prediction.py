@@ -18,6 +18,7 @@ from numpy import ascontiguousarray, ndarray
 from torch import nn
 
 from diffusiondet_runtime.drawing import draw_detections
+from diffusiondet_runtime.errors import first_line
 from diffusiondet_runtime.prediction_stream import Prediction, predict_sources
 
 from .input_checks import datasets, refuse_foreign_checkpoint
@@ -117,8 +118,8 @@ def load_weights(model: nn.Module, checkpoint: str) -> dict:
     except pickle.UnpicklingError as error:  # torch's own words recommend to run whatever code is in the file
         raise SystemExit(f'{checkpoint} is no checkpoint, or asks for more than tensors and is not trusted') from error
     except Exception as error:  # whatever torch or the web raise
-        reason = (str(error).strip().splitlines() or [''])[0]
-        raise SystemExit(f'{checkpoint} cannot be read as a checkpoint ({type(error).__name__}: {reason})') from error
+        reason = f'{type(error).__name__}: {first_line(error)}'
+        raise SystemExit(f'{checkpoint} cannot be read as a checkpoint ({reason})') from error
     refuse_foreign_checkpoint(model, content, checkpoint)
     return content
 

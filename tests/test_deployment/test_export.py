@@ -204,6 +204,8 @@ def test_boxes_to_start_from_are_those_of_torch(detector, exported):
     assert len(found.labels) > 0
     with pytest.raises(ExportError, match=r'proposals of a picture must have the shape \(P, 4\), got \(4,\)'):
         exported.detect(picture, boxes=8, proposals=known[0, :4])
+    with pytest.raises(ExportError, match='proposals must be a list of one for each of 1 pictures, got 2'):
+        exported.detect_batch([picture], boxes=8, proposals=[known, known])
 
 
 def test_openvino_computes_the_same(detector, folder):
