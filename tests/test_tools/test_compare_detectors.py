@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -137,6 +138,36 @@ def test_a_second_run_tests_nothing_again(contest, done, monkeypatch):
     compare.main(arguments(contest, done))
     assert {path: path.stat().st_mtime_ns for path in done.glob('cells/*/*.npz')} == before
     assert json.loads((done / 'compare.json').read_text())['detectors'][0]['metrics'] == figures
+
+
+def test_a_config_alone_is_trained_once_with_each_seed(contest, tmp_path, monkeypatch):
+    config = tmp_path / 'short.py'
+    data = f'{contest.folder}/shapes/'
+    config.write_text(f"""
+_base_ = {contest.ours!r}
+train_dataloader = dict(num_workers=0, persistent_workers=False, batch_size=1, dataset=dict(data_root={data!r}))
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root={data!r}))
+val_evaluator = dict(ann_file={data!r} + 'annotations/val.json')
+model = dict(bbox_head=dict(num_stages=1))
+train_cfg = dict(max_iters=2, val_interval=2)
+default_hooks = dict(checkpoint=dict(interval=1))
+""")
+    monkeypatch.setattr(compare, 'measured_memory', lambda *_: None)
+    args = ['--detector', f'ours={config}', '--train-seeds', '3', '--settings', '1x8', '--num-draws', '20', '--device',
+            'cpu', '--out-dir', str(tmp_path / 'out')]
+    assert compare.main(args) == 0
+    checkpoint, = tmp_path.glob('out/trainings/ours_seed3_*/iter_2.pth')
+    one, = json.loads((tmp_path / 'out' / 'compare.json').read_text())['detectors']
+    assert one['cost']['training_seconds'] is None or one['cost']['training_seconds'] > 0
+    (checkpoint.parent / 'ended').unlink()  # as if it had been killed before it ended: it goes on from its last one
+    run = mock.Mock(return_value=mock.Mock(returncode=0))
+    monkeypatch.setattr(compare.subprocess, 'run', run)
+    assert compare.main(args) == 0 and compare.main(args) == 0
+    (command, ), = (call.args for call in run.call_args_list)
+    assert '--resume' in command and 'randomness.seed=3' in command
+    run.return_value.returncode = 1
+    with pytest.raises(SystemExit, match='the training of ours with seed 4 failed; its log is in'):
+        compare.main([*args, '--train-seeds', '4'])
 
 
 def refusal(*args):

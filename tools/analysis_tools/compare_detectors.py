@@ -1,6 +1,7 @@
 """Compare detectors of MMDetection's on one data set: accuracy with intervals of the differences, cost, errors.
 
 Each --detector is a config and one or more checkpoints, of trainings that differ in their seed; NAME=CONFIG names it.
+One without checkpoints is trained, once with each of --train-seeds; a training that was ended goes on.
 Those with a dial (DiffusionDet) are tested at all --settings with all --seeds. Writes one HTML page, Markdown, CSV and
 JSON. A run that was ended goes on where it stopped; what fails is named, and the rest is compared.
 
@@ -11,6 +12,7 @@ Example:
 
 import mmdet_diffusion  # noqa: F401  isort: skip  first: it makes the operators of mmcv available
 import argparse
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
-from mmdet_diffusion.config_zoo import with_config_path
+from mmdet_diffusion.config_zoo import refuse_missing_config, with_config_path
 from mmdet_diffusion.evaluation.contest import Contest, Entry, load_model, test_loader
 from mmdet_diffusion.evaluation.contest_report import ContestReport, write_contest
 from mmdet_diffusion.evaluation.cost_card import machine, peak_memory
@@ -27,19 +29,36 @@ from mmdet_diffusion.evaluation.dial_settings import DialSetting, dial_setting
 from mmdet_diffusion.host_memory import keep_freed_memory
 from mmdet_diffusion.input_checks import refuse_missing_checkpoint, refuse_missing_device
 
+TRAIN = Path(__file__).resolve().parents[1] / 'train.py'
 QUICK_IMAGES, QUICK_DRAWS, QUICK_TIMED = 40, 100, 6
 
 
 def entry(words: list[str]) -> Entry:
-    """``[NAME=]CONFIG CHECKPOINT ...``."""
+    """``[NAME=]CONFIG [CHECKPOINT ...]``."""
     name, separator, path = words[0].rpartition('=')
-    if len(words) < 2:
-        raise SystemExit(f'--detector {words[0]} names no checkpoint; train one with '
-                         f'`mmdet-diffusion train {path}` first')
     for checkpoint in words[1:]:
         refuse_missing_checkpoint(checkpoint)
-    return Entry(name if separator else Path(path).stem, Config.fromfile(*with_config_path([path])),
-                 [Path(checkpoint) for checkpoint in words[1:]])
+    path, = with_config_path([path])
+    refuse_missing_config(path)
+    return Entry(name if separator else Path(path).stem, Config.fromfile(path), [Path(one) for one in words[1:]])
+
+
+def train(one: Entry, seed: int, out_dir: Path) -> Path:
+    """The last checkpoint of a training, which is done where it is not there yet; of another config it is another.
+
+    Raises:
+        SystemExit: if the training fails.
+    """
+    digest = hashlib.sha256(one.config.pretty_text.encode()).hexdigest()[:8]
+    work_dir = out_dir / 'trainings' / f'{one.name}_seed{seed}_{digest}'
+    last, ended = work_dir / 'last_checkpoint', work_dir / 'ended'
+    if not ended.is_file():
+        command = [sys.executable, str(TRAIN), one.config.filename, '--work-dir', str(work_dir), '--cfg-options',
+                   f'randomness.seed={seed}', *(['--resume'] if last.is_file() else [])]
+        if subprocess.run(command, check=False).returncode:
+            raise SystemExit(f'the training of {one.name} with seed {seed} failed; its log is in {work_dir}')
+        ended.touch()
+    return Path(last.read_text().strip())
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -50,6 +69,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--settings', nargs='+', type=dial_setting, default=[], metavar='STEPSxBOXES',
                         help="of detectors with a dial; default: the config's")
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], help='of sampling')
+    parser.add_argument('--train-seeds', nargs='+', type=int, default=[], metavar='SEED',
+                        help='train detectors that are named without a checkpoint, once with each')
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/compare'))
     parser.add_argument('--num-draws', type=int, default=1000, help='of the bootstrap over images')
     parser.add_argument('--quick', action='store_true', help='few images and draws, to see that all runs')
@@ -57,6 +78,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--peak-memory', action='store_true', help=argparse.SUPPRESS)  # of one, in a process of its own
     args = parser.parse_args(argv)
     args.seeds = list(dict.fromkeys(args.seeds))  # the same one twice is no second draw
+    args.train_seeds = list(dict.fromkeys(args.train_seeds))
+    for words in args.detectors if not args.train_seeds else ():
+        if len(words) < 2:
+            raise SystemExit(f'--detector {words[0]} names no checkpoint; give one, or train it by --train-seeds 0')
     return args
 
 
@@ -74,7 +99,7 @@ def print_peak_memory(args: argparse.Namespace) -> None:
 
 def measured_memory(args: argparse.Namespace, words: list[str], at: DialSetting | None) -> int | None:
     """What :func:`print_peak_memory` prints in a fresh process; None where that fails."""
-    command = [sys.executable, __file__, '--peak-memory', '--device', args.device, '--detector', *words[:2]]
+    command = [sys.executable, __file__, '--peak-memory', '--device', args.device, '--detector', *words]
     command += ['--settings', f'{at.steps}x{at.boxes}'] if at else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
@@ -93,12 +118,15 @@ def main(argv: list[str] | None = None) -> int:
     if len(set(names)) < len(names):
         raise SystemExit(f'two detectors have one name among {", ".join(names)}: name them, NAME=CONFIG')
     args.out_dir.mkdir(parents=True, exist_ok=True)
+    entries = [one if one.checkpoints else one._replace(checkpoints=[train(one, seed, args.out_dir)
+                                                                     for seed in args.train_seeds]) for one in entries]
     contest = Contest(entries, args.out_dir, settings=args.settings, seeds=args.seeds, device=torch.device(args.device),
                       num_images=QUICK_IMAGES if args.quick else 0, num_timed=QUICK_TIMED if args.quick else 40)
     outcomes, failures = contest.run()
     if not outcomes:
         raise SystemExit('no detector could be tested')
-    words = {one.name: given for one, given in zip(entries, args.detectors, strict=True)}
+    words = {one.name: [given[0], str(one.checkpoints[0])]
+             for one, given in zip(entries, args.detectors, strict=True)}
     for outcome in outcomes:
         outcome.cost['peak_memory'] = measured_memory(args, words[outcome.detector], outcome.setting)
     report = ContestReport(outcomes, failures, contest.truth, machine=machine(contest.device),
