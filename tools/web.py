@@ -84,7 +84,10 @@ def main(argv: list[str] | None = None) -> int:
             raise SystemExit(f'{args.config} is a {type(predictor.model).__name__}, not a DiffusionDet: it has no dial')
         server.dial = PictureDial(predictor, args.pictures)
         server.examples = examples or examples_of(predictor.config)
-        server.about = dict(config=Path(args.config).stem, score_thr=args.score_thr, **server.dial.about())
+        try:
+            server.about = dict(config=Path(args.config).stem, score_thr=args.score_thr, **server.dial.about())
+        except ValueError as error:  # the config starts beyond what the page allows
+            raise SystemExit(str(error)) from error
         note = '' if server.is_local else ' (whoever reaches this machine can use it)'
         print(f'The page is at {server.address}{note}. Ctrl-C ends it.', flush=True)
         try:

@@ -5,7 +5,9 @@ import ipaddress
 import json
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -14,7 +16,7 @@ from socketserver import ThreadingTCPServer
 from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .picture_dial import PictureDial, UnknownPicture
 
@@ -30,6 +32,7 @@ HEADERS = {
                                "frame-ancestors 'none'",
     'X-Content-Type-Options': 'nosniff',
     'Referrer-Policy': 'no-referrer',
+    'Cross-Origin-Resource-Policy': 'same-origin',
     'Cache-Control': 'no-store',
 }
 
@@ -78,6 +81,16 @@ class PageServer(ThreadingTCPServer):
         super().__init__((host, port), PageHandler)
         self.uploads = threading.BoundedSemaphore(MOST_UPLOADS)
 
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of :data:`MOST_UPLOADS` for a picture on its way in; :class:`RequestRefused` where all are taken."""
+        if not self.uploads.acquire(blocking=False):
+            raise RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, 'others are sending pictures; try again')
+        try:
+            yield
+        finally:
+            self.uploads.release()
+
     def handle_error(self, request: object, client_address: object) -> None:
         """A browser that goes away in the middle is no fault."""
         if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
@@ -100,6 +113,7 @@ class PageHandler(BaseHTTPRequestHandler):
 
     protocol_version = 'HTTP/1.1'
     timeout = SECONDS_OF_SILENCE
+    disable_nagle_algorithm = True  # else headers wait for the other side before the content goes
     server: PageServer
 
     def do_GET(self) -> None:  # noqa: N802  the standard library's name
@@ -125,16 +139,13 @@ class PageHandler(BaseHTTPRequestHandler):
     def _post(self, place: list[str]) -> Answer:
         match place:
             case ['pictures']:
-                if not self.server.uploads.acquire(blocking=False):
-                    raise RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, 'others are sending pictures; try again')
-                try:
-                    name, = parse_qs(urlsplit(self.path).query).get('name', [''])[:1]
+                name, = parse_qs(urlsplit(self.path).query).get('name', [''])[:1]
+                with self.server.place():
                     return self._kept(self._body(MOST_BYTES), name)
-                finally:
-                    self.server.uploads.release()
             case ['examples', number]:
                 path = self._example(number)
-                return self._kept(path.read_bytes(), path.name)
+                with self.server.place():
+                    return self._kept(path.read_bytes(), path.name)
             case ['pictures', key, 'boxes']:
                 return _json(self.server.dial.turn(key, _settings(self._body(MOST_SETTINGS_BYTES))))
         raise RequestRefused(HTTPStatus.NOT_FOUND, 'there is no such page')
@@ -160,7 +171,7 @@ class PageHandler(BaseHTTPRequestHandler):
         return self.rfile.read(int(length))
 
     def _answer(self, serve: Callable[[list[str]], Answer]) -> None:
-        self._is_read = not self.headers.get('Content-Length')
+        self._is_read = not (self.headers.get('Content-Length') or self.headers.get('Transfer-Encoding'))
         try:
             self._refuse_foreign_pages()
             answer = serve(urlsplit(self.path).path.removeprefix('/').split('/'))
@@ -196,9 +207,17 @@ class PageHandler(BaseHTTPRequestHandler):
             raise RequestRefused(HTTPStatus.FORBIDDEN, f'this page is for this machine alone, not for {host}')
         if origin is not None and urlsplit(origin).netloc != host:
             raise RequestRefused(HTTPStatus.FORBIDDEN, f'pages of {origin} may not use this one')
+        # A link from elsewhere may open the page; pictures and figures are for the page itself.
+        if self.path != '/' and self.headers.get('Sec-Fetch-Site') in ('cross-site', 'same-site'):
+            raise RequestRefused(HTTPStatus.FORBIDDEN, 'pages of other sites may not use this one')
 
     def log_request(self, code: object = '-', size: object = '-') -> None:
         """Not every request is worth a line."""
+
+    def log_error(self, text: str, *values: object) -> None:
+        """Nor is a connection that nobody uses any more."""
+        if not text.startswith('Request timed out'):
+            super().log_error(text, *values)
 
 
 def is_loopback(host: str) -> bool:
@@ -212,16 +231,18 @@ def is_loopback(host: str) -> bool:
 def _settings(content: bytes) -> dict:
     try:
         settings = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError('settings must be a JSON object') from error
     if not isinstance(settings, dict):
         raise ValueError('settings must be a JSON object')
     return settings
 
 
+@lru_cache(maxsize=64)
 def _thumbnail(path: Path) -> bytes:
     with Image.open(path) as image:
-        small, buffer = image.convert('RGB'), io.BytesIO()
+        image.draft('RGB', (THUMBNAIL, THUMBNAIL))  # a JPEG need not be decoded whole
+        small, buffer = ImageOps.exif_transpose(image).convert('RGB'), io.BytesIO()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     small.save(buffer, format='JPEG')
     return buffer.getvalue()

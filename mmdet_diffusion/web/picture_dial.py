@@ -1,6 +1,7 @@
 """Pictures with their features, on which the head runs at any settings. arXiv:2211.09788, Sec. 4.2, once for all."""
 
 import io
+import secrets
 import tempfile
 import threading
 import time
@@ -24,7 +25,9 @@ from ..task_modules import image_noise, image_sizes
 from ..visualization import Moment, box_paths
 
 SETTINGS = ('num_proposals', 'sampling_timesteps', 'eta', 'renewal_score_thr', 'ensemble', 'start_noise', 'seed')
-MOST = dict(num_proposals=2000, sampling_timesteps=50)  # a request for more would hold up all others
+# A request for more would hold up all others, and fill memory where classes are many.
+MOST = dict(num_proposals=2000, sampling_timesteps=50)
+MOST_BOXES_IN_ALL = 20_000
 MOST_PIXELS = 50_000_000  # of a picture
 SHOWN, QUALITY = 1600, 90  # longer side and JPEG quality of the picture on the page
 LONGEST_NAME = 120  # bytes
@@ -63,7 +66,7 @@ class PictureDial:
     def __init__(self, predictor: Predictor, most_pictures: int = 8) -> None:
         self.predictor, self.most_pictures = predictor, most_pictures
         self.pictures: OrderedDict[str, KeptPicture] = OrderedDict()
-        self._lock, self._number = threading.Lock(), 0
+        self._lock = threading.Lock()
 
     def about(self) -> dict:
         """The model, where the sliders start and how far they go, as JSON takes it."""
@@ -98,8 +101,7 @@ class PictureDial:
                 feats = model.extract_feat(data['inputs'])
             wait_for(device)
             seconds = time.perf_counter() - start
-            self._number += 1
-            key = str(self._number)
+            key = secrets.token_urlsafe(12)  # nobody else's, nor one of a program that ran before
             self.pictures[key] = KeptPicture(pixels.shape[1::-1], _shown(pixels), feats, data['data_samples'], seconds)
             while len(self.pictures) > self.most_pictures:
                 self.pictures.popitem(last=False)
@@ -146,6 +148,9 @@ class PictureDial:
         for key, most in MOST.items():
             if getattr(settings, key) > most:
                 raise ValueError(f'{key} may be at most {most} here, got {getattr(settings, key)}')
+        if settings.num_proposals * settings.sampling_timesteps > MOST_BOXES_IN_ALL:
+            raise ValueError(f'num_proposals times sampling_timesteps may be at most {MOST_BOXES_IN_ALL} here, got '
+                             f'{settings.num_proposals} x {settings.sampling_timesteps}')
         return settings
 
     @torch.no_grad()

@@ -112,3 +112,48 @@ def test_what_is_no_picture_is_said_and_the_next_one_goes(page):
     page.locator('#examples button').first.click()
     page.get_by_text('detections', exact=True).wait_for()
     assert page.locator('#message').inner_text() == ''
+    page.locator('#file').set_input_files([dict(name='a.png', mimeType='image/png', buffer=b'no picture')])
+    page.get_by_text('this cannot be read as a picture').wait_for()
+    sent = posts(page).count('pictures')
+    turned(page, 'seed', '5')  # of the example, which is still there
+    assert posts(page).count('pictures') == sent and page.locator('#message').inner_text() == ''
+
+
+def test_a_number_that_is_none_is_said_and_not_sent(page):
+    give(page)
+    sent = len(posts(page))
+    for number in ('', '1.5'):
+        page.locator('#eta').fill(number)
+        page.get_by_text('eta: ').last.wait_for()
+    page.wait_for_timeout(300)
+    assert len(posts(page)) == sent
+    turned(page, 'eta', '0.33')
+    assert 'model.test_cfg.eta=0.33 ' in page.locator('#line').inner_text()
+
+
+def test_a_picture_of_a_program_that_was_started_anew_is_sent_again(page, server, dial):
+    give(page)
+    server.dial = type(dial)(dial.predictor)
+    other = server.dial.add(picture(9), 'b.png')
+    turned(page, 'seed', '3')
+    page.locator('body:not(.busy)').wait_for()
+    assert posts(page).count('pictures') == 2 and len(server.dial.pictures) == 2 and other in server.dial.pictures
+
+
+def test_arrow_keys_go_from_moment_to_moment_and_a_stopped_scrubber_stays(page):
+    give(page)
+    page.locator('#scrubber').focus()
+    for _ in range(2):
+        page.keyboard.press('ArrowLeft')
+    assert page.locator('#place').inner_text() == 'step 1 of 1, t = 999, stage 4 of 5'
+    turned(page, 'seed', '3')
+    assert page.locator('#place').inner_text() == 'step 1 of 1, t = 999, stage 4 of 5'
+
+
+def test_a_file_can_be_chosen_again_after_an_example(page):
+    give(page)
+    page.locator('#examples button').first.click()
+    page.locator('#examples button[aria-pressed=true]').wait_for()
+    page.locator('body:not(.busy)').wait_for()
+    give(page)
+    assert posts(page).count('pictures') == 2

@@ -58,6 +58,8 @@ def test_the_picture_not_looked_at_for_longest_makes_room(dial):
     (dict(sampling_timesteps=51), 'sampling_timesteps may be at most 50 here, got 51'),
     (dict(sampling_timesteps='4'), "sampling_timesteps must be an integer, got '4'"),
     (dict(eta=2), 'eta must be a number in 0..1, got 2'), (dict(seed='x'), "seed must be an integer or None, got 'x'"),
+    (dict(num_proposals=2000, sampling_timesteps=11),
+     'num_proposals times sampling_timesteps may be at most 20000 here, got 2000 x 11'),
     (dict(nms=None), 'unknown key in the settings: nms')])
 def test_settings_out_of_range_are_named(dial, changes, refusal):
     key = dial.add(picture(), 'a.png')

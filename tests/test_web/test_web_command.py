@@ -56,6 +56,8 @@ def test_a_taken_port_is_said_before_a_model_is_loaded(checkpoint):
     (['none.pth'], '^there is no checkpoint none.pth$'),
     (['MODEL', '--examples', 'none.png'], '^--examples none.png: '),
     (['MODEL', '--host', 'no host', '--port', '0'], '^cannot listen on no host, port 0'),
+    (['MODEL', '--port', '0', '--cfg-options', 'model.test_cfg.sampling_timesteps=100'],
+     '^sampling_timesteps may be at most 50 here, got 100$'),
     (['MODEL', '--port', '0', '--cfg-options', 'model.test_cfg.eta=3'], 'eta must be a number in 0..1, got 3')])
 def test_what_is_wrong_is_said_in_one_line(args, refusal, checkpoint):
     with pytest.raises(SystemExit, match=refusal) as ended:
