@@ -16,10 +16,15 @@ model = dict(
         num_stages=5,
         stage=dict(feedforward_channels=4 * channels, dynamic_dim=16),
         roi_extractor=dict(out_channels=channels),
-        # More queries an object than the paper's 5: without weights to start from, what there is to learn from counts.
-        criterion=dict(assigner=dict(num_candidates=12))),
+        # Noise has the sizes of the objects: `mmdet-diffusion sizes data/shapes/annotations/train.json`.
+        box_sampler=dict(
+            signal_scale=None,
+            padding='start',
+            coder=dict(type='SizeBBoxCoder', log_scale=(-1.498, 0.631), log_aspect=(-0.033, 0.162))),
+        # More queries an object than in the paper: without weights to start from, what there is to learn from counts.
+        criterion=dict(assigner=dict(num_candidates=12, min_queries=3))),
     auxiliary_head=dict(in_channels=channels, feat_channels=channels),
-    test_cfg=dict(num_proposals=500))  # more than in training: small objects need them
+    test_cfg=dict(num_proposals=500, start_noise='even'))  # more than in training: small objects need them
 
 max_iters = 4000
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
