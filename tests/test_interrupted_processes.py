@@ -169,13 +169,14 @@ def free_port():
 def test_two_agents_with_a_rendezvous_train_as_one_process_with_the_same_draws(shapes, tmp_path):
     nodes = ('--nnodes=2', '--nproc_per_node=1', '--rdzv_backend=c10d', f'--rdzv_endpoint=127.0.0.1:{free_port()}',
              '--rdzv_id=two', '--local_addr=127.0.0.1')
-    line = command(shapes, tmp_path / 'two', *SGD, launch=nodes)
+    faster = [*SGD, 'optim_wrapper.optimizer.lr=0.4']
+    line = command(shapes, tmp_path / 'two', *faster, launch=nodes)
     agents = [subprocess.Popen(line, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True) for _ in range(2)]
     printed = [agent.communicate(timeout=600)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], printed[0][-3000:] + printed[1][-3000:]
 
-    line = command(shapes, tmp_path / 'one', *SGD, 'train_cfg.type=OneForTwoLoop',
+    line = command(shapes, tmp_path / 'one', *faster, 'train_cfg.type=OneForTwoLoop',
                    'optim_wrapper.accumulative_counts=2', f'train_cfg.max_iters={2 * ITERATIONS}')
     line.remove('default_hooks.record.type=RecordHook')
     (tmp_path / 'one' / 'train_recorded.py').write_text(ONE_FOR_TWO)
