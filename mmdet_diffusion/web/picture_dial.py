@@ -21,6 +21,7 @@ from ..detectors.several_predictions import wait_for
 from ..post_processing import best_pairs, finish_image, merge_steps
 from ..prediction import Predictor
 from ..sampling_settings import ENSEMBLES, START_NOISES, SamplingSettings, known_values
+from ..structures import Detections
 from ..task_modules import image_noise, image_sizes
 from ..visualization import Moment, box_paths
 
@@ -181,7 +182,7 @@ class PictureDial:
                 steps = list(head.sampling_steps(kept.feats, image_sizes(metas, device), settings,
                                                  image_noise(settings.seed or 0, metas, device)))
                 merged = merge_steps([best_pairs(step.cls_scores, step.bboxes) for step in steps], settings.ensemble)
-                found = finish_image(type(merged)(*(values[0] for values in merged)), metas[0], settings, rescale=True)
+                found = finish_image(Detections(*(values[0] for values in merged)), metas[0], settings, rescale=True)
             wait_for(device)
             seconds = time.perf_counter() - start
             moments = box_paths(steps, settings.renewal_score_thr)
