@@ -12,7 +12,6 @@ Example:
 
 import mmdet_diffusion  # noqa: F401  isort: skip  first: it makes the operators of mmcv available
 import argparse
-import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
 from mmdet_diffusion.config_zoo import refuse_missing_config, with_config_path
+from mmdet_diffusion.evaluation.content_key import content_key
 from mmdet_diffusion.evaluation.contest import Contest, Entry, load_model, test_loader
 from mmdet_diffusion.evaluation.contest_report import ContestReport, write_contest
 from mmdet_diffusion.evaluation.cost_card import machine, peak_memory
@@ -49,8 +49,7 @@ def train(one: Entry, seed: int, out_dir: Path) -> Path:
     Raises:
         SystemExit: if the training fails.
     """
-    digest = hashlib.sha256(one.config.pretty_text.encode()).hexdigest()[:8]
-    work_dir = out_dir / 'trainings' / f'{one.name}_seed{seed}_{digest}'
+    work_dir = out_dir / 'trainings' / f'{one.name}_seed{seed}_{content_key(dict(config=one.config.pretty_text))}'
     last, ended = work_dir / 'last_checkpoint', work_dir / 'ended'
     if not ended.is_file():
         command = [sys.executable, str(TRAIN), one.config.filename, '--work-dir', str(work_dir), '--cfg-options',
