@@ -1,7 +1,7 @@
 # The demo's config: learns drawn shapes from scratch in some minutes on two CPU cores.
 _base_ = [
     '../_base_/models/diffusiondet_r18_fpn_small.py', '../_base_/datasets/shapes_detection.py',
-    '../_base_/default_runtime.py', '../_base_/schedules/schedule_from_scratch.py'
+    '../_base_/default_runtime.py', '../_base_/schedules/schedule_4k_shapes.py'
 ]
 
 channels = 64
@@ -26,13 +26,4 @@ model = dict(
     auxiliary_head=dict(in_channels=channels, feat_channels=channels),
     test_cfg=dict(num_proposals=500, start_noise='even'))  # more than in training: small objects need them
 
-max_iters = 4000
-train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=max_iters, T_max=max_iters - 100, eta_min=0),
-]
-# One rate for all, so that all parameters are one group, updated in one call.
-optim_wrapper = dict(
-    optimizer=dict(type='FusedAdamW', lr=7e-4, weight_decay=0.05), paramwise_cfg=None, clip_grad=dict(foreach=True))
 default_hooks = dict(checkpoint=dict(interval=2000, max_keep_ckpts=1))
