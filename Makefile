@@ -6,6 +6,7 @@
 # make test-oldest    all tests on the oldest versions that are supported (requirements/lock-oldest.txt), with Python 3.10,
 #              likewise, .venv-oldest; pip's torch 2.1.0 on Linux brings CUDA: TORCH_OLDEST= names another build
 # make bench   how fast it is and how cost grows, into work_dirs/bench          BENCH_ARGS=--quick to see that it works
+# make test-page  the tests of the page of `mmdet-diffusion web` in a browser: needs a Chromium or Chrome on the PATH
 # make docs    the documentation as a site with search and pages of all names, into work_dirs/docs
 # make lint    ruff
 # make setup   only the environment; the others do it themselves, and it takes a second once all is in place
@@ -51,7 +52,7 @@ TEST_SHARES = -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 BENCH_CONFIG ?= configs/diffusiondet/diffusiondet_r50_fpn_8xb2-450k_coco.py
 BENCH_OUT ?= work_dirs/bench/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo test test-compiled test-onedl test-oldest bench docs lint clean
+.PHONY: setup demo test test-page test-compiled test-onedl test-oldest bench docs lint clean
 
 # Any Python can run the set-up's script, which says what is wrong with one that is too old; a fitting one is looked for first.
 setup:
@@ -68,6 +69,11 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(TESTS) -q $(TEST_SHARES) $(TEST_ARGS)
+
+# Where `make test` skips them for want of a browser, these fail.
+test-page: setup
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/browser.txt
+	BROWSER_TESTS=required $(BIN)/python -m pytest tests/test_web/test_page_in_browser.py -q -n 0
 
 test-compiled:
 	$(MAKE) test VENV='$(VENV_COMPILED)' LOCK=compiled
