@@ -22,6 +22,9 @@
 #              An mmcv in the environment whose operators work is kept either way. MAX_JOBS=N: compilers at once.
 
 SHELL := /bin/bash
+# Containers like to set it. The set-up compiles nothing either, so that each of the many processes of the tests and of the
+# demo would compile all of torch and mmdet again, three times the time of their imports.
+unexport PYTHONDONTWRITEBYTECODE
 SETUP := tools/misc/setup_environment.py
 TORCH ?= torch==2.13.0
 
