@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from .errors import first_line
-from .sources import Video, VideoFrames, find_sources
+from .sources import PATIENCE, Video, VideoFrames, find_sources
 
 
 class Predictor(Protocol):
@@ -114,6 +114,8 @@ def _of_video(predictor: Predictor, video: Video, batch_size: int, carry_boxes: 
         yield from _detected(predictor, batch)
         if not number:
             failed(video.source, 'has no frame that can be read')
+        elif frames.is_lost:
+            failed(video.source, f'gave no frame for {PATIENCE:.0f} seconds after {number} frames')
         elif frames.broken:
             failed(video.source, f'{len(frames.broken)} of {frames.number} frames cannot be read, the first is '
                                  f'{frames.broken[0]}')

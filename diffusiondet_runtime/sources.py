@@ -2,6 +2,7 @@
 
 import glob
 import importlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import numpy as np
 PICTURES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 VIDEOS = {'.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv'}
 MOST_BROKEN = 25  # frames in a row that cannot be read, after which the rest of a video is given up
+PATIENCE = 10.0  # seconds in which a camera or a stream that gives no frame any more is opened again and again
 
 
 class Video(NamedTuple):
@@ -54,8 +56,9 @@ class VideoFrames:
     Attributes:
         video (Video): which.
         rate (float): frames a second, as the file says; 25 where it does not.
-        number (int | None): frames, as the file says; None for what is live or does not say.
+        number (int | None): frames, as the file says, a file at an address too; None for what does not say.
         broken (list[int]): places of frames that could not be read.
+        is_lost (bool): it was live and has given no frame for ``PATIENCE`` seconds.
 
     Raises:
         OSError: if it cannot be opened, or OpenCV, which reads it, is not installed; with the cure.
@@ -63,14 +66,15 @@ class VideoFrames:
 
     def __init__(self, video: Video) -> None:
         cv2, self.video = opencv(), video
-        source = int(video.source) if video.is_live and video.source.isdigit() else video.source
-        self.capture = cv2.VideoCapture(source)
+        self.source = int(video.source) if video.is_live and video.source.isdigit() else video.source
+        self.capture = cv2.VideoCapture(self.source)
         if not self.capture.isOpened():
             raise OSError('cannot be opened as a video' if not video.is_live else 'does not answer')
         self.rate = self.capture.get(cv2.CAP_PROP_FPS) or 25.0
         number = int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.number = number if number > 0 and not video.is_live else None
+        self.number = number if number > 0 else None
         self.broken: list[int] = []
+        self.is_lost = False
 
     def __enter__(self) -> 'VideoFrames':
         return self
@@ -83,6 +87,9 @@ class VideoFrames:
         place, in_a_row = 0, 0
         while True:
             is_read, frame = self.capture.read()
+            if not is_read and self.video.is_live and self.number is None:
+                is_read, frame = self._read_again()
+                self.is_lost = not is_read
             if is_read:
                 in_a_row = 0
                 yield place, np.ascontiguousarray(frame[..., ::-1])
@@ -92,6 +99,17 @@ class VideoFrames:
                 in_a_row += 1
                 self.broken.append(place)
             place += 1
+
+    def _read_again(self) -> tuple[bool, np.ndarray | None]:
+        """A frame of what is live after it gave none: senders start anew, networks come back."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            self.capture.open(self.source)
+            is_read, frame = self.capture.read()
+            if is_read:
+                return True, frame
+            time.sleep(0.5)
+        return False, None
 
 
 def opencv() -> ModuleType:

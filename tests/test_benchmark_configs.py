@@ -8,14 +8,17 @@ from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.structures import InstanceData
 
+from mmdet_diffusion import config_path
 from mmdet_diffusion.testing import REPOSITORY, data_sample
 
 FILES = sorted((REPOSITORY / 'configs' / 'benchmark').glob('*.py'))
+BCCD = [file for file in FILES if file.stem.endswith('_bccd')]
+SHAPES = [file for file in FILES if file.stem.endswith('_shapes')]
 SHAPE = (64, 96)
 
 
 def names(file):
-    return file.stem.split('_')[0]
+    return f"{file.stem.split('_')[0]}-{file.stem.split('_')[-1]}"
 
 
 def small_batch():
@@ -29,7 +32,9 @@ def small_batch():
 
 
 def test_there_are_the_detectors_of_the_comparison():
-    assert {names(file) for file in FILES} == {'diffusiondet', 'faster-rcnn', 'fcos', 'retinanet', 'sparse-rcnn'}
+    others = {'deformable-detr', 'faster-rcnn', 'fcos', 'retinanet', 'sparse-rcnn'}
+    assert sorted(map(names, FILES)) == sorted(
+        {'diffusiondet-bccd', *(f'{name}-{data}' for name in others for data in ('bccd', 'shapes'))})
 
 
 @pytest.mark.parametrize('file', FILES, ids=names)
@@ -43,30 +48,40 @@ def test_a_detector_learns_and_detects(file):
     losses = model(**model.data_preprocessor(batch, training=True), mode='loss')
     total, _ = model.parse_losses(losses)
     total.backward()
-    assert total.isfinite() and model.backbone.layers[0].conv.weight.grad.abs().sum() > 0
+    assert total.isfinite() and next(model.backbone.parameters()).grad.abs().sum() > 0
     with torch.no_grad():
         results = model.eval()(**model.data_preprocessor(batch), mode='predict')
     assert len(results) == 2
+    number = 3 if file in BCCD else 6
     for sample in results:
         found = sample.pred_instances
-        assert found.bboxes.isfinite().all() and ((found.labels >= 0) & (found.labels < 3)).all()
+        assert found.bboxes.isfinite().all() and ((found.labels >= 0) & (found.labels < number)).all()
 
 
-def test_all_have_the_same_trunk_data_schedule_and_evaluation():
-    cfgs = [Config.fromfile(file).to_dict() for file in FILES]
+def assert_equal_but_for_the_detector(cfgs):
+    first = cfgs[0]
     for cfg in cfgs:
-        model = cfg['model']
-        trunk = dict(model['neck'], num_outs=4), model['backbone'], model['data_preprocessor']
-        first = cfgs[0]['model']
-        assert trunk == (first['neck'], first['backbone'], first['data_preprocessor'])
+        for part in ('neck', 'backbone', 'data_preprocessor'):
+            assert dict(cfg['model'][part], num_outs=4) == dict(first['model'][part], num_outs=4), part
         for key in ('train_dataloader', 'val_dataloader', 'val_evaluator', 'train_cfg', 'param_scheduler'):
-            assert cfg[key] == cfgs[0][key], key
+            assert cfg[key] == first[key], key
+
+
+def test_on_bccd_all_have_the_same_trunk_data_schedule_and_evaluation():
+    assert_equal_but_for_the_detector([Config.fromfile(file).to_dict() for file in BCCD])
+
+
+def test_on_shapes_all_have_those_of_the_demo():
+    demo = Config.fromfile(config_path('diffusiondet_r18_fpn_1xb4-4k_shapes'))
+    cfgs = [Config.fromfile(file) for file in SHAPES]
+    assert_equal_but_for_the_detector([cfg.to_dict() for cfg in (demo, *cfgs)])
+    assert all(cfg.optim_wrapper == demo.optim_wrapper for cfg in cfgs)
 
 
 def test_the_rate_falls_to_zero_at_the_end_of_any_length(monkeypatch):
-    for length in (20, 500, 1500):
+    for file, length in [(BCCD[0], 20), (BCCD[0], 500), (SHAPES[0], 20), (SHAPES[0], 4000)]:
         monkeypatch.setenv('MAX_ITERS', str(length))
-        cfg = Config.fromfile(FILES[0])
+        cfg = Config.fromfile(file)
         parameter = torch.nn.Parameter(torch.zeros(1))
         optimizer = torch.optim.SGD([parameter], lr=1.0)
         schedulers = [PARAM_SCHEDULERS.build(dict(scheduler, optimizer=optimizer)) for scheduler in cfg.param_scheduler]

@@ -1,4 +1,5 @@
 """Code in the documents: command lines are read by their programs' parsers, config fragments built, the rest run.
+Command lines are run by ``test_documented_commands.py``.
 
 A block that is no command line says in a comment above it, which no page shows, what becomes of it: ``merged into
 CONFIG``, ``run by TEST`` or ``not run: REASON``.
@@ -12,11 +13,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 from unittest import mock
 
 import mmdet
 import pytest
+from documented_code import BLOCKS, COMMAND_LINES
 from mmdet.registry import HOOKS, MODELS, VISBACKENDS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
@@ -25,52 +26,11 @@ from mmdet_diffusion import config_path, list_configs
 from mmdet_diffusion.testing import REPOSITORY, load_tool
 from mmdet_diffusion_cli.commands import COMMANDS
 
-BLOCK = re.compile(r'(?:<!-- (?P<mark>[^>]*) -->\n)?^```(?P<language>[\w{}-]*)\n(?P<code>.*?)^```$',
-                   re.DOTALL | re.MULTILINE)
 SCRIPTS = {command.name: command.script for command in COMMANDS}
 # Programs that are not of this project: their words are not looked at.
 FOREIGN = {'git', 'mkdir', 'cp', 'export', 'for', 'do', 'done', 'srun', 'torchrun'}
 EXTRAS = set(re.findall(r"'(\w+)': ", (REPOSITORY / 'setup.py').read_text()))
-
-
-class Block(NamedTuple):
-    """Of a document: a fence, with the comment above it."""
-
-    document: str
-    line: int
-    language: str
-    mark: str
-    code: str
-
-    def __str__(self):
-        return f'{self.document}:{self.line}'
-
-
-def blocks_of(path):
-    text = path.read_text()
-    return [Block(str(path.relative_to(REPOSITORY)), text[:match.start('code')].count('\n'), match['language'],
-                  match['mark'] or '', match['code']) for match in BLOCK.finditer(text)]
-
-
-BLOCKS = [block for path in sorted([REPOSITORY / 'README.md', *(REPOSITORY / 'docs').glob('*.md')])
-          for block in blocks_of(path)]
 MARKED = [block for block in BLOCKS if block.language != 'bash' and not block.language.startswith('{')]  # Sphinx's
-
-
-def commands_of(block):
-    """Command lines of a block, as words."""
-    lines = re.sub(r'\\\n\s*', ' ', block.code).splitlines()
-    for line in lines:
-        if re.match(r'\w+=\$\(', line):  # what another program prints
-            continue
-        words = shlex.split(line, comments=True)
-        while words and re.fullmatch(r'\w+=.*', words[0]):
-            words = words[1:]
-        if words:
-            yield words
-
-
-COMMAND_LINES = [(block, words) for block in BLOCKS if block.language == 'bash' for words in commands_of(block)]
 
 
 def test_every_block_is_seen():

@@ -1,7 +1,8 @@
 # Deformable DETR on drawn shapes, from scratch, with the trunk of the demo.
 _base_ = [
-    '../_base_/models/r18_fpn_small.py', '../_base_/models/deformable-detr_light.py', '../_base_/datasets/shapes_detection.py',
-    '../_base_/default_runtime.py', '../_base_/schedules/schedule_4k_shapes.py'
+    '../_base_/models/r18_fpn_small.py', '../_base_/models/deformable-detr_light.py',
+    '../_base_/datasets/shapes_detection.py', '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_4k_shapes.py'
 ]
 
 model = dict(**_base_.trunk, **_base_.detector)

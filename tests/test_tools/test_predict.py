@@ -20,6 +20,7 @@ from mmengine.config import Config
 from PIL import Image
 from pycocotools.coco import COCO
 
+from diffusiondet_runtime import sources
 from diffusiondet_runtime.prediction_files import DrawnFiles, whole_file
 from diffusiondet_runtime.prediction_stream import Prediction
 from diffusiondet_runtime.sources import Video, VideoFrames, find_sources
@@ -258,6 +259,45 @@ def test_a_stream_over_the_network_is_read_to_its_end(clip, checkpoint, folder):
         assert call(checkpoint, address, '--no-draw') == 0
         server.shutdown()
     assert [(one['video'], one['frame']) for one in written()['images']] == [(address, place) for place in range(7)]
+
+
+class Camera:
+    """In place of OpenCV's: two frames at each opening but the second, which gives none; the fourth fails."""
+
+    openings = 0
+
+    def __init__(self, source):
+        self.open(source)
+
+    def open(self, source):
+        assert source == 0
+        Camera.openings += 1
+        self.left = 2 if Camera.openings in (1, 3) else 0
+        return self.isOpened()
+
+    def isOpened(self):
+        return Camera.openings < 4
+
+    def read(self):
+        self.left -= 1
+        return (True, np.full((48, 64, 3), 90, np.uint8)) if self.left >= 0 else (False, None)
+
+    def get(self, key):
+        return -1.0
+
+    def release(self):
+        pass
+
+
+def test_a_camera_that_drops_out_is_opened_again_and_named_when_it_stays_away(folder, checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(Camera, 'openings', 0)
+    monkeypatch.setattr('cv2.VideoCapture', Camera)
+    monkeypatch.setattr(sources, 'PATIENCE', 1.2)
+    assert call(checkpoint, '0', 'pictures/a.png', '--no-draw') == 1
+    content = written()
+    assert [one.get('frame') for one in content['images']] == [0, 1, 2, 3, None]
+    assert list(content['failed']) == ['0'] and 'no frame for' in content['failed']['0']
+    assert 'after 4 frames' in capsys.readouterr().err
 
 
 def test_coco_s_form_is_read_by_pycocotools(clip, checkpoint):

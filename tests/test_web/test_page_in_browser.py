@@ -1,4 +1,4 @@
-"""The page in a headless Chromium: ``make test-page``. Elsewhere skipped where there is no playwright or no Chromium."""
+"""The page in a headless Chromium: ``make test-page``. Skipped elsewhere where playwright or a Chromium is missing."""
 
 import importlib
 import os
