@@ -29,30 +29,39 @@ def draw_detections(picture: np.ndarray, bboxes: Sequence[Sequence[float]], scor
     Returns:
         np.ndarray: uint8 RGB, shape (h, w, 3); the picture given stays as it is.
     """
-    image = Image.fromarray(picture)
-    pen, longer = ImageDraw.Draw(image), max(image.size)
-    width, font = max(1, round(longer * LINE)), _font(max(SMALLEST_LETTERS, round(longer * LETTERS)))
+    drawn, longer = picture.copy(), max(picture.shape[:2])
+    width, letters = max(1, round(longer * LINE)), max(SMALLEST_LETTERS, round(longer * LETTERS))
     for index in np.argsort(scores, kind='stable').tolist():
-        left, top, right, bottom = map(float, bboxes[index])
+        left, top, right, bottom = map(round, map(float, bboxes[index]))
         if not (right > left and bottom > top):
             continue
         colour = colour_of(labels[index])
-        pen.rectangle((left, top, right, bottom), outline=colour, width=width)
-        _write(pen, f'{classes[labels[index]]} {scores[index]:.2f}', (left, top), image.size, colour, font)
-    return np.asarray(image)
+        for columns, rows in (((left, right), (top, top + width - 1)), ((left, right), (bottom - width + 1, bottom)),
+                              ((left, left + width - 1), (top, bottom)), ((right - width + 1, right), (top, bottom))):
+            drawn[_inside(*rows), _inside(*columns)] = colour
+        label = _label(f'{classes[labels[index]]} {scores[index]:.2f}', colour, letters)
+        y, x = (max(0, min(place, side - length)) for place, side, length in zip(
+            (top - len(label), left), drawn.shape, label.shape, strict=False))
+        part = drawn[y:y + len(label), x:x + label.shape[1]]
+        part[...] = label[:len(part), :part.shape[1]]
+    return drawn
 
 
-def _write(pen: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], size: tuple[int, int],
-           colour: tuple[int, int, int], font: ImageFont.ImageFont) -> None:
-    """A label above its box, inside the picture."""
+def _inside(first: int, last: int) -> slice:
+    """Of an axis, both ends counted, without what lies before it."""
+    return slice(max(0, first), max(0, last + 1))
+
+
+@lru_cache(maxsize=4096)  # scores of two digits come again and again
+def _label(text: str, colour: tuple[int, int, int], letters: int) -> np.ndarray:
+    """A name and a score on a ground of that colour, uint8 RGB of shape (h, w, 3)."""
+    font = _font(letters)
     if not isinstance(font, ImageFont.FreeTypeFont):
         text = text.encode('latin-1', 'replace').decode('latin-1')  # all that Pillow's own letters have
-    x, y, right, bottom = pen.textbbox((0, 0), text, font=font)
-    width, height = right - x + 4, bottom - y + 4
-    left = max(0, min(corner[0], size[0] - width))
-    top = max(0, min(corner[1] - height, size[1] - height))
-    pen.rectangle((left, top, left + width, top + height), fill=colour)
-    pen.text((left + 2 - x, top + 2 - y), text, fill='black', font=font)
+    x, y, right, bottom = map(round, ImageDraw.Draw(Image.new('L', (1, 1))).textbbox((0, 0), text, font=font))
+    label = Image.new('RGB', (right - x + 4, bottom - y + 4), colour)
+    ImageDraw.Draw(label).text((2 - x, 2 - y), text, fill='black', font=font)
+    return np.asarray(label)
 
 
 @lru_cache(maxsize=8)

@@ -18,4 +18,4 @@ model['decoder'] = dict(
         self_attn_cfg=dict(embed_dims=channels, num_heads=8, dropout=0.0, batch_first=True),
         cross_attn_cfg=dict(embed_dims=channels, batch_first=True)))
 model['positional_encoding'] = dict(model['positional_encoding'], num_feats=channels // 2)
-model['bbox_head'] = dict(model['bbox_head'], num_classes=6)
+model['bbox_head'] = dict(model['bbox_head'], num_classes=6, embed_dims=channels)

@@ -1,5 +1,6 @@
-# Deformable DETR (Zhu et al. 2021, arXiv:2010.04159) as MMDetection has it, in its best form, two-stage with boxes
-# refined by each layer, of 3 encoder and 6 decoder layers; without a trunk. Classes and channels are those for BCCD.
+# Deformable DETR (Zhu et al. 2021, arXiv:2010.04159) as MMDetection has it, with boxes refined by each layer, of 3
+# encoder and 6 decoder layers; without a trunk. Classes and channels are those for BCCD. Not two-stage: MMDetection's
+# takes 256 channels alone.
 width = 128
 transformer_layer = dict(
     self_attn_cfg=dict(embed_dims=width, batch_first=True),
@@ -9,7 +10,7 @@ detector = dict(
     num_queries=100,
     num_feature_levels=4,
     with_box_refine=True,
-    as_two_stage=True,
+    as_two_stage=False,
     encoder=dict(num_layers=3, layer_cfg=transformer_layer),
     decoder=dict(
         num_layers=6,
@@ -23,6 +24,7 @@ detector = dict(
     bbox_head=dict(
         type='DeformableDETRHead',
         num_classes=3,
+        embed_dims=width,
         sync_cls_avg_factor=True,
         loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0),
         loss_bbox=dict(type='L1Loss', loss_weight=5.0),
