@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw
 from diffusiondet_runtime.drawing import colour_of, draw_detections
 
 NAMES = ('cat', 'dog')
+RED, BLUE = colour_of(0), colour_of(1)
 DARK = 250  # the three channels together: less than the picture and any colour of a class
 
 
@@ -14,7 +15,7 @@ def grey(height=100, width=400):
     return np.full((height, width, 3), 128, np.uint8)
 
 
-def outline(bbox, shape=(100, 400), colour=colour_of(0)):
+def outline(bbox, colour=RED, shape=(100, 400)):
     """A box alone as Pillow draws it, one pixel wide."""
     image = Image.new('RGB', shape[::-1], (128, ) * 3)
     ImageDraw.Draw(image).rectangle(bbox, outline=colour)
@@ -28,17 +29,17 @@ def test_the_outline_is_pillow_s_and_the_label_stands_above_it():
     assert (drawn[50:] == expected[50:]).all() and (given == 128).all()
     changed = np.argwhere((drawn[:50] != 128).any(-1))
     assert changed[:, 0].max() == 49 and changed[:, 1].min() == 200
-    assert (drawn[:50] == colour_of(0)).all(-1).any() and (drawn[:50].sum(-1) < DARK).any()  # ground and letters
+    assert (drawn[:50] == RED).all(-1).any() and (drawn[:50].sum(-1) < DARK).any()  # ground and letters
 
 
 @pytest.mark.parametrize('bbox', [(-30.0, -20.0, 50.0, 60.0), (370.0, 70.0, 1e6, 1e6), (-5.0, -5.0, 405.0, 105.0)])
 def test_what_is_outside_is_cut_off_and_the_label_is_inside(bbox):
     drawn = draw_detections(grey(), [bbox], [0.5], [1], NAMES)
     assert drawn.shape == (100, 400, 3)
-    ground = (drawn == colour_of(1)).all(-1)
+    ground = (drawn == BLUE).all(-1)
     letters = drawn.sum(-1) < DARK
     assert letters.sum() > 10 and ground.any()
-    places = np.argwhere(outline(bbox, colour=colour_of(1)) != 128)
+    places = np.argwhere(outline(bbox, colour=BLUE) != 128)
     assert len(places) == 0 or ground[tuple(places[:, :2].T)].mean() > 0.5
 
 
@@ -60,5 +61,5 @@ def test_a_picture_smaller_than_the_label_is_drawn_on():
 
 def test_thick_lines_lie_inside_the_box():
     drawn = draw_detections(grey(800, 1600), [[400.0, 300.0, 900.0, 700.0]], [0.5], [0], NAMES)
-    assert (drawn[500, 400:404] == colour_of(0)).all() and (drawn[500, 404] == 128).all()
-    assert (drawn[697:701, 600] == colour_of(0)).all() and (drawn[701, 600] == 128).all()
+    assert (drawn[500, 400:404] == RED).all() and (drawn[500, 404] == 128).all()
+    assert (drawn[697:701, 600] == RED).all() and (drawn[701, 600] == 128).all()

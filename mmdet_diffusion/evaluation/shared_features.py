@@ -1,4 +1,7 @@
-"""Many settings of one model on the same images: backbone and neck run once a batch, the head once a setting."""
+"""Many settings of one model on the same images: backbone and neck run once a batch, the head once a setting.
+
+Settings of as many boxes and one seed share their first step too, whose time counts in each of them.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..detectors import DiffusionDet
-from ..detectors.several_predictions import at_settings, features_once, wait_for
+from ..detectors.several_predictions import FirstSteps, at_settings, features_once, refined_by, wait_for
 from .detection_records import CellRecords, ImageDetections
 
 IMAGES_A_CHUNK = 32  # an interrupted run loses at most so many
@@ -75,16 +78,18 @@ def _test_batch(model: DiffusionDet, batch: dict, cells: Mapping[CellRecords, Ma
         return
     data = model.data_preprocessor(batch, False)
     head = model.bbox_head
+    first_steps = FirstSteps(head)
     with features_once(model) as seconds:
         for cell, settings in cells.items():
             changes = {name: value for name, value in settings.items() if name != HELD_STEP}
             seconds['here'] = 0.0
             wait_for(data['inputs'].device)
             start = time.perf_counter()
-            with at_settings(head, changes), held_last_step(head, bool(settings.get(HELD_STEP))):
+            with (at_settings(head, changes), first_steps.once(),
+                  held_last_step(head, bool(settings.get(HELD_STEP)))):
                 samples = model.predict(data['inputs'], data['data_samples'])
             wait_for(data['inputs'].device)
-            elapsed = time.perf_counter() - start - seconds['here']
+            elapsed = time.perf_counter() - start - seconds['here'] + first_steps.seconds
             number = len(samples)
             yield cell, [_kept(sample, (seconds['all'] / number, elapsed / number)) for sample in samples]
 
@@ -112,12 +117,9 @@ def held_last_step(head: nn.Module, held: bool = True) -> Iterator[None]:
     if not held:
         yield
         return
-    refine, last = head._refine, head.box_sampler.num_train_timesteps - 1
-    head._refine = lambda features, bboxes, t: refine(features, bboxes, torch.full_like(t, last))
-    try:
+    last = head.box_sampler.num_train_timesteps - 1
+    with refined_by(head, lambda features, bboxes, t: before(features, bboxes, torch.full_like(t, last))) as before:
         yield
-    finally:
-        del head._refine
 
 
 def _kept(sample: DetDataSample, seconds: tuple[float, float]) -> ImageDetections:

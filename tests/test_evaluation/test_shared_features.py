@@ -1,5 +1,6 @@
 """Many settings of one model on features that are computed once."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,37 @@ def test_the_backbone_runs_once_a_batch_and_the_model_is_as_before(model, tmp_pa
     fill_cells(model, list(batches()), cells(tmp_path))
     assert calls == [2] * 5
     assert model.bbox_head.test_cfg is configured and 'extract_feat' not in vars(model)
+
+
+def test_settings_of_as_many_boxes_and_one_seed_share_their_first_step(model, tmp_path, monkeypatch):
+    settings = {f'{steps}x{boxes}': dict(sampling_timesteps=steps, num_proposals=boxes, seed=seed)
+                for steps, boxes, seed in ((1, 10, 0), (2, 10, 0), (4, 10, 0), (2, 12, 0), (1, 14, 1))}
+    settings['held'] = dict(settings['4x10'], held_step=True, renewal_score_thr=1.0)
+    wanted = {CellRecords(tmp_path, dict(name=name)): one for name, one in settings.items()}
+    head, calls = model.bbox_head, []
+    refine = head._refine
+    monkeypatch.setattr(head, '_refine', lambda *args: calls.append(args[1].shape[1]) or refine(*args))
+    batch = list(batches(number=1))
+    num_chunks = fill_cells(model, batch, wanted)
+    assert calls == [10, 10, 10, 10, 10, 12, 12, 14, 10, 10, 10]  # of 15 steps, 4 of them first ones
+    monkeypatch.undo()
+    assert '_refine' not in vars(head)
+    for cell, one in list(wanted.items())[:5]:  # as each alone
+        alone = {CellRecords(tmp_path / 'alone', dict(one)): one}
+        fill_cells(model, batch, alone)
+        for found, expected in zip(cell.read(num_chunks), next(iter(alone)).read(num_chunks), strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(found[:3], expected[:3], strict=True))
+
+
+def test_the_time_of_a_shared_step_counts_in_each_setting(model, tmp_path, monkeypatch):
+    settings = [dict(sampling_timesteps=steps, num_proposals=10, seed=0) for steps in (1, 2)]
+    wanted = {CellRecords(tmp_path, one): one for one in settings}
+    head = model.bbox_head
+    refine = head._refine
+    monkeypatch.setattr(head, '_refine', lambda *args: time.sleep(0.2) or refine(*args))
+    num_chunks = fill_cells(model, list(batches(number=1)), wanted)
+    one, two = (cell.read(num_chunks)[0].seconds[1] * 2 for cell in wanted)
+    assert 0.2 < one < 0.39 and 0.4 < two < 0.59
 
 
 def test_a_run_that_was_ended_goes_on_after_its_last_chunk(model, tmp_path, monkeypatch):
