@@ -53,6 +53,18 @@ def test_some_tests_can_be_chosen():
     assert re.search(f'-m pytest tests/test_ops tests/test_heads -q {shares} -x$', command)
 
 
+def test_a_missing_browser_fails_the_tests_of_the_page():
+    commands = make('test-page', 'VENV=/env')
+    assert commands.index('requirements/browser.txt') < commands.index('BROWSER_TESTS=required /env/bin/python -m pytest')
+
+
+def test_python_keeps_what_it_compiles_whatever_the_container_says():
+    command = ['make', '--silent', '--eval', 'shown: ; @env', 'shown']
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True,
+                           env=dict(os.environ, PYTHONDONTWRITEBYTECODE='1', OTHER='1')).stdout.splitlines()
+    assert 'OTHER=1' in shown and not any(line.startswith('PYTHONDONTWRITEBYTECODE=') for line in shown)
+
+
 def test_python_of_an_environment_means_that_environment():
     own = setup.environment_of_this_python() or '.venv'
     assert f' {own}/bin/python -m pytest' in make('test', f'PYTHON={sys.executable}')
