@@ -29,15 +29,17 @@ def draw_detections(picture: np.ndarray, bboxes: Sequence[Sequence[float]], scor
     Returns:
         np.ndarray: uint8 RGB, shape (h, w, 3); the picture given stays as it is.
     """
-    drawn, longer = picture.copy(), max(picture.shape[:2])
-    width, letters = max(1, round(longer * LINE)), max(SMALLEST_LETTERS, round(longer * LETTERS))
+    (height, width), drawn = picture.shape[:2], picture.copy()
+    line, letters = max(1, round(max(height, width) * LINE)), max(SMALLEST_LETTERS, round(max(height, width) * LETTERS))
     for index in np.argsort(scores, kind='stable').tolist():
-        left, top, right, bottom = map(round, map(float, bboxes[index]))
-        if not (right > left and bottom > top):
+        left, top, right, bottom = map(float, bboxes[index])
+        if not (right > left and bottom > top and right > 0 and bottom > 0 and left < width and top < height):
             continue
-        colour = colour_of(labels[index])
-        for columns, rows in (((left, right), (top, top + width - 1)), ((left, right), (bottom - width + 1, bottom)),
-                              ((left, left + width - 1), (top, bottom)), ((right - width + 1, right), (top, bottom))):
+        left, right = (round(min(max(x, -line), width + line)) for x in (left, right))
+        top, bottom = (round(min(max(y, -line), height + line)) for y in (top, bottom))
+        colour, across, down = colour_of(labels[index]), min(line, right - left + 1), min(line, bottom - top + 1)
+        for columns, rows in (((left, right), (top, top + down - 1)), ((left, right), (bottom - down + 1, bottom)),
+                              ((left, left + across - 1), (top, bottom)), ((right - across + 1, right), (top, bottom))):
             drawn[_inside(*rows), _inside(*columns)] = colour
         label = _label(f'{classes[labels[index]]} {scores[index]:.2f}', colour, letters)
         y, x = (max(0, min(place, side - length)) for place, side, length in zip(
@@ -52,7 +54,7 @@ def _inside(first: int, last: int) -> slice:
     return slice(max(0, first), max(0, last + 1))
 
 
-@lru_cache(maxsize=4096)  # scores of two digits come again and again
+@lru_cache(maxsize=256)  # scores of two digits come again and again; 37 MiB of labels at 4K
 def _label(text: str, colour: tuple[int, int, int], letters: int) -> np.ndarray:
     """A name and a score on a ground of that colour, uint8 RGB of shape (h, w, 3)."""
     font = _font(letters)

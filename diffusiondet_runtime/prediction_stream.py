@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from .errors import first_line
-from .sources import PATIENCE, Video, VideoFrames, find_sources
+from .sources import Video, VideoFrames, find_sources
 
 
 class Predictor(Protocol):
@@ -69,7 +69,8 @@ def predict_stream(predictor: Predictor, items: Iterable[Path | Video], *, batch
     Args:
         predictor (Predictor): of :mod:`diffusiondet_runtime.prediction` or ``mmdet_diffusion.prediction``.
         items (Iterable[Path | Video]): picture files, and videos.
-        batch_size (int): pictures or frames at once; of one video or of pictures alone.
+        batch_size (int): pictures or frames at once; of one video or of pictures alone. Cameras and streams go frame by
+            frame.
         carry_boxes (bool): frames of a video one by one, half of the start boxes at most where objects were before.
         failed (Callable[[str, str], None]): told what cannot be read, and why, as it happens; the others go on.
 
@@ -81,7 +82,9 @@ def predict_stream(predictor: Predictor, items: Iterable[Path | Video], *, batch
         if isinstance(item, Video):
             yield from _detected(predictor, pictures)
             pictures = []
-            yield from _of_video(predictor, item, 1 if carry_boxes else batch_size, carry_boxes, failed)
+            # A camera may be silent for long, and what is waiting for a batch to fill would be lost with it.
+            one_by_one = carry_boxes or item.has_no_end
+            yield from _of_video(predictor, item, 1 if one_by_one else batch_size, carry_boxes, failed)
         else:
             try:
                 pictures.append((str(item), None, *predictor.read(item), None))
@@ -114,8 +117,8 @@ def _of_video(predictor: Predictor, video: Video, batch_size: int, carry_boxes: 
         yield from _detected(predictor, batch)
         if not number:
             failed(video.source, 'has no frame that can be read')
-        elif frames.is_lost:
-            failed(video.source, f'gave no frame for {PATIENCE:.0f} seconds after {number} frames')
+        elif frames.silence:
+            failed(video.source, f'gave no frame for {frames.silence:.0f} seconds after {number} frames')
         elif frames.broken:
             failed(video.source, f'{len(frames.broken)} of {frames.number} frames cannot be read, the first is '
                                  f'{frames.broken[0]}')

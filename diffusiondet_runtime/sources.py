@@ -14,6 +14,7 @@ PICTURES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 VIDEOS = {'.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv'}
 MOST_BROKEN = 25  # frames in a row that cannot be read, after which the rest of a video is given up
 PATIENCE = 10.0  # seconds in which a camera or a stream that gives no frame any more is opened again and again
+STREAMS = {'rtmp', 'rtp', 'rtsp', 'rtsps', 'srt', 'tcp', 'udp'}  # whose end is a fault; http may well be that of a file
 
 
 class Video(NamedTuple):
@@ -21,11 +22,16 @@ class Video(NamedTuple):
 
     Attributes:
         source (str): as it was given: a path, the number of a camera, or an address.
-        is_live (bool): it has no end of its own.
+        is_live (bool): it is no file here.
     """
 
     source: str
     is_live: bool
+
+    @property
+    def has_no_end(self) -> bool:
+        """Whether it is a camera, or a stream by its scheme."""
+        return self.is_live and (self.source.isdigit() or self.source.split('://')[0].lower() in STREAMS)
 
     @property
     def name(self) -> str:
@@ -56,9 +62,9 @@ class VideoFrames:
     Attributes:
         video (Video): which.
         rate (float): frames a second, as the file says; 25 where it does not.
-        number (int | None): frames, as the file says, a file at an address too; None for what does not say.
+        number (int | None): frames, as the container says, also at an address; None where it does not say.
         broken (list[int]): places of frames that could not be read.
-        is_lost (bool): it was live and has given no frame for ``PATIENCE`` seconds.
+        silence (float): seconds without a frame at the end of what has none, ``PATIENCE`` at least; else 0.
 
     Raises:
         OSError: if it cannot be opened, or OpenCV, which reads it, is not installed; with the cure.
@@ -74,7 +80,7 @@ class VideoFrames:
         number = int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.number = number if number > 0 else None
         self.broken: list[int] = []
-        self.is_lost = False
+        self.silence = 0.0
 
     def __enter__(self) -> 'VideoFrames':
         return self
@@ -87,9 +93,10 @@ class VideoFrames:
         place, in_a_row = 0, 0
         while True:
             is_read, frame = self.capture.read()
-            if not is_read and self.video.is_live and self.number is None:
+            if not is_read and self.video.has_no_end:
                 is_read, frame = self._read_again()
-                self.is_lost = not is_read
+                if not is_read:
+                    return
             if is_read:
                 in_a_row = 0
                 yield place, np.ascontiguousarray(frame[..., ::-1])
@@ -101,14 +108,15 @@ class VideoFrames:
             place += 1
 
     def _read_again(self) -> tuple[bool, np.ndarray | None]:
-        """A frame of what is live after it gave none: senders start anew, networks come back."""
-        until = time.monotonic() + PATIENCE
-        while time.monotonic() < until:
+        """A frame of a camera or stream after it gave none: senders start anew, networks come back."""
+        start = time.monotonic()
+        while time.monotonic() < start + PATIENCE:
             self.capture.open(self.source)
             is_read, frame = self.capture.read()
             if is_read:
                 return True, frame
             time.sleep(0.5)
+        self.silence = time.monotonic() - start
         return False, None
 
 

@@ -19,7 +19,7 @@ import mmdet_diffusion
 import mmdet_diffusion_cli
 from mmdet_diffusion.testing import REPOSITORY
 
-LIMIT = 120  # seconds
+LIMIT = 600  # seconds
 
 
 def run(words):
@@ -61,10 +61,14 @@ def main(lines, out):
     register_all_modules(init_default_scope=False)
     results = []
     for folder, words in json.loads(Path(lines).read_text()):
-        with tempfile.TemporaryFile('w+') as output:
+        with tempfile.TemporaryFile('w+', errors='replace') as output:
+            own = [os.dup(stream) for stream in (1, 2)]
             for stream in (1, 2):
                 os.dup2(output.fileno(), stream)
             status = status_of(folder, words)
+            for stream, kept in zip((1, 2), own, strict=True):
+                os.dup2(kept, stream)
+                os.close(kept)
             output.seek(0)
             results.append((status, output.read()))
     Path(out).write_text(json.dumps(results))

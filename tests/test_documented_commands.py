@@ -1,7 +1,7 @@
-"""Every command line of README.md and docs is run, in the order of its document, on a small model and few pictures.
+"""Command lines of README.md and docs are run, in the order of their document, on a small model and few pictures.
 
-What is put in its place: the config by a small one, its checkpoint by random weights. What cannot be run so is in
-``ELSEWHERE``, with the test that runs the program.
+A small config stands in the place of those that are named, random weights in that of checkpoints. What cannot be run so
+is in ``ELSEWHERE``, with the test that runs the program.
 """
 
 import json
@@ -42,7 +42,7 @@ train_cfg = dict(max_iters=2, val_interval=2)
 """
 # Lines that this test does not run: a pattern, and the test that runs the program, or else why none does.
 ELSEWHERE = {
-    r'(pip|git|mkdir|cp|for|do|done|export) ?.*': 'no program of this project',
+    r'(pip|git|mkdir|cp|for|do|done|export)( .*)?': 'no program of this project',
     r'make .*': 'tests/test_tools/test_makefile.py',
     r'mmdet-diffusion demo': 'tests/test_tools/test_demo.py',
     r'(srun )?torchrun .*': 'tests/test_main_job.py',
@@ -121,9 +121,10 @@ def results(tmp_path_factory):
     lines, out = (tmp_path_factory.mktemp('lines') / name for name in ('lines.json', 'out.json'))
     lines.write_text(json.dumps([(str(folders[block.document]), small(words)) for block, words in HERE]
                                 + [(str(folders['README.md']), WRONG)]))
-    # One thread: a process that forks must not have several.
+    # One thread and no GPU: a process that forks must not have them.
     done = subprocess.run([sys.executable, Path(__file__).parent / 'run_in_forks.py', lines, out], text=True,
-                          env=dict(os.environ, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS='1', MAX_ITERS='2'),
+                          env=dict(os.environ, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='',
+                                   MAX_ITERS='2'),
                           capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())

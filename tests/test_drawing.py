@@ -43,8 +43,16 @@ def test_what_is_outside_is_cut_off_and_the_label_is_inside(bbox):
     assert len(places) == 0 or ground[tuple(places[:, :2].T)].mean() > 0.5
 
 
-def test_boxes_of_no_area_and_far_away_leave_the_frame_as_it_is():
-    assert (draw_detections(grey(), [[5.0, 5.0, 5.0, 30.0]], [0.5], [0], NAMES) == 128).all()
+@pytest.mark.parametrize('bbox', [(5.0, 5.0, 5.0, 30.0), (float('nan'), 5.0, 50.0, 30.0), (1000.0, 20.0, 1100.0, 60.0),
+                                  (20.0, -60.0, 90.0, -1.0)])
+def test_boxes_of_no_area_and_outside_leave_the_picture_as_it_is(bbox):
+    assert (draw_detections(grey(), [bbox], [0.5], [0], NAMES) == 128).all()
+
+
+@pytest.mark.parametrize('bbox', [(10.6, 20.0, 11.4, 60.0), (10.0, 20.0, 10.4, 60.0)])
+def test_a_box_thinner_than_a_pixel_is_drawn(bbox):
+    drawn = draw_detections(grey(), [bbox], [0.5], [0], NAMES)
+    assert (drawn[21:60, round(bbox[0])] == RED).all()
 
 
 def test_the_surest_is_on_top():
@@ -63,3 +71,5 @@ def test_thick_lines_lie_inside_the_box():
     drawn = draw_detections(grey(800, 1600), [[400.0, 300.0, 900.0, 700.0]], [0.5], [0], NAMES)
     assert (drawn[500, 400:404] == RED).all() and (drawn[500, 404] == 128).all()
     assert (drawn[697:701, 600] == RED).all() and (drawn[701, 600] == 128).all()
+    small = draw_detections(grey(800, 1600), [[400.0, 300.0, 401.0, 700.0]], [0.5], [0], NAMES)
+    assert np.argwhere((small[500] != 128).any(-1)).ravel().tolist() == [400, 401]

@@ -6,16 +6,17 @@ _base_ = [
 ]
 
 model = dict(**_base_.trunk, **_base_.detector)
-channels = 64
-transformer_layer = dict(
-    self_attn_cfg=dict(embed_dims=channels, batch_first=True),
-    ffn_cfg=dict(embed_dims=channels, feedforward_channels=4 * channels, ffn_drop=0.0))
-model['encoder'] = dict(model['encoder'], layer_cfg=transformer_layer)
-model['decoder'] = dict(
-    model['decoder'],
-    layer_cfg=dict(
-        transformer_layer,
-        self_attn_cfg=dict(embed_dims=channels, num_heads=8, dropout=0.0, batch_first=True),
-        cross_attn_cfg=dict(embed_dims=channels, batch_first=True)))
-model['positional_encoding'] = dict(model['positional_encoding'], num_feats=channels // 2)
-model['bbox_head'] = dict(model['bbox_head'], num_classes=6, embed_dims=channels)
+width = 64
+embedding = dict(embed_dims=width)
+layer = dict(
+    _base_.transformer_layer,
+    self_attn_cfg=dict(_base_.transformer_layer.self_attn_cfg, **embedding),
+    ffn_cfg=dict(_base_.transformer_layer.ffn_cfg, **embedding, feedforward_channels=4 * width))
+decoder_layer = dict(
+    layer,
+    self_attn_cfg=dict(model['decoder']['layer_cfg']['self_attn_cfg'], **embedding),
+    cross_attn_cfg=dict(model['decoder']['layer_cfg']['cross_attn_cfg'], **embedding))
+model['encoder'] = dict(model['encoder'], layer_cfg=layer)
+model['decoder'] = dict(model['decoder'], layer_cfg=decoder_layer)
+model['positional_encoding'] = dict(model['positional_encoding'], num_feats=width // 2)
+model['bbox_head'] = dict(model['bbox_head'], num_classes=6, **embedding)

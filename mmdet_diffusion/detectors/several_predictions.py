@@ -44,7 +44,7 @@ class FirstSteps:
 
     def __init__(self, head: nn.Module) -> None:
         self.head, self.seconds = head, 0.0
-        self._known: list[tuple[Tensor, list, float]] = []
+        self._known: list[tuple[Tensor, Tensor, list, float]] = []
 
     @contextmanager
     def once(self) -> Iterator[None]:
@@ -56,15 +56,15 @@ class FirstSteps:
             if not is_first:
                 return plain(box_features, bboxes, t)
             is_first = False
-            for known, outputs, seconds in self._known:
-                if known.shape == bboxes.shape and torch.equal(known, bboxes):
+            for known, known_t, outputs, seconds in self._known:
+                if torch.equal(known, bboxes) and torch.equal(known_t, t):
                     self.seconds = seconds
                     return outputs
             wait_for(bboxes.device)
             start = time.perf_counter()
             outputs = plain(box_features, bboxes, t)
             wait_for(bboxes.device)
-            self._known.append((bboxes, outputs, time.perf_counter() - start))
+            self._known.append((bboxes, t, outputs, time.perf_counter() - start))
             return outputs
 
         with refined_by(self.head, refine) as plain:

@@ -91,12 +91,18 @@ def test_settings_of_as_many_boxes_and_one_seed_share_their_first_step(model, tm
 def test_the_time_of_a_shared_step_counts_in_each_setting(model, tmp_path, monkeypatch):
     settings = [dict(sampling_timesteps=steps, num_proposals=10, seed=0) for steps in (1, 2)]
     wanted = {CellRecords(tmp_path, one): one for one in settings}
-    head = model.bbox_head
+    head, clock = model.bbox_head, [0.0]
     refine = head._refine
-    monkeypatch.setattr(head, '_refine', lambda *args: time.sleep(0.2) or refine(*args))
-    num_chunks = fill_cells(model, list(batches(number=1)), wanted)
-    one, two = (cell.read(num_chunks)[0].seconds[1] * 2 for cell in wanted)
-    assert 0.2 < one < 0.39 and 0.4 < two < 0.59
+
+    def slow(*args):
+        clock[0] += 1
+        return refine(*args)
+
+    monkeypatch.setattr(head, '_refine', slow)
+    monkeypatch.setattr(time, 'perf_counter', lambda: clock[0])
+    num_chunks = fill_cells(model, list(batches(number=1, size=2)), wanted)
+    assert [cell.read(num_chunks)[0].seconds[1] for cell in wanted] == [1 / 2, 2 / 2]  # an image of two
+    assert clock[0] == 2
 
 
 def test_a_run_that_was_ended_goes_on_after_its_last_chunk(model, tmp_path, monkeypatch):

@@ -55,7 +55,8 @@ def test_some_tests_can_be_chosen():
 
 def test_a_missing_browser_fails_the_tests_of_the_page():
     commands = make('test-page', 'VENV=/env')
-    assert commands.index('requirements/browser.txt') < commands.index('BROWSER_TESTS=required /env/bin/python -m pytest')
+    tests = commands.index('BROWSER_TESTS=required /env/bin/python -m pytest')
+    assert commands.index('requirements/browser.txt') < tests
 
 
 def test_python_keeps_what_it_compiles_whatever_the_container_says():

@@ -211,6 +211,9 @@ def test_sources_are_told_apart(clip, folder):
     found = find_sources(['clip.mp4', '0', 'rtsp://host/stream', '7', '.'])
     assert found.items == [Video('clip.mp4', False), Video('0', True), Video('rtsp://host/stream', True), Path('7')]
     assert [video.name for video in found.items[:3]] == ['clip.mp4', 'camera_0', 'stream']
+    assert [video.has_no_end for video in found.items[:3]] == [False, True, True]
+    file, = find_sources(['http://host/clip.mjpg']).items  # with an end, and maybe nothing that says where
+    assert file.is_live and not file.has_no_end
 
 
 def test_every_frame_is_written_and_drawn(clip, checkpoint, capsys):
