@@ -61,7 +61,7 @@ class ContestReport:
         values = {one.name: [matches.class_ap() for training in one.contestant.trainings for matches in training]
                   for one in self.outcomes}
         classes = list(next(iter(values.values()))[0])
-        return [['detector', *classes], *([name, *(f'{mean(run[label] for run in runs):.3f}' for label in classes)]
+        return [['detector', *classes], *([name, *(_value(mean(run[label] for run in runs)) for label in classes)]
                                           for name, runs in values.items())]
 
     def costs(self) -> list[list[str]]:
@@ -239,7 +239,11 @@ def _page(report: ContestReport, pictures: Mapping[str, Path]) -> str:
 
 
 def _mean(runs: Sequence[Sequence[float]]) -> str:
-    return f'{mean(mean(training) for training in runs):.3f}'
+    return _value(mean(mean(training) for training in runs))
+
+
+def _value(value: float) -> str:
+    return 'no objects' if value == -1 else f'{value:.3f}'  # pycocotools' mark of sizes and classes without any
 
 
 def _deviations(runs: Sequence[Sequence[float]]) -> list[str]:

@@ -73,6 +73,13 @@ def done(contest, tmp_path_factory):
     return out
 
 
+def test_sizes_without_objects_have_no_figure(done):
+    header, _, *rows = [line.split(' | ') for line in (done / 'compare.md').read_text().split('## Accuracy')[1]
+                        .split('##')[0].splitlines() if line.startswith('|')]
+    large = header.index('AP_large')  # of pictures of 64 pixels
+    assert len(rows) == 3 and all(row[large] == 'no objects' and float(row[1]) >= 0 for row in rows)
+
+
 def test_every_detector_and_setting_has_its_figures(done):
     content = json.loads((done / 'compare.json').read_text())
     found = {one['name']: one for one in content['detectors']}
