@@ -8,7 +8,6 @@ long it will take. A training that has finished is not repeated: delete the work
 import argparse
 import json
 import os
-import runpy
 import shlex
 import subprocess
 import sys
@@ -88,12 +87,13 @@ class Demo:
             return ['train_cfg.max_iters=6', 'train_cfg.val_interval=6', 'default_hooks.logger.interval=2',
                     'default_hooks.checkpoint.interval=6']
         speed = self.measure()
-        schedule = runpy.run_path(str(TOOLS.parent / 'configs' / 'diffusiondet' / f'{CONFIG}.py'))
-        iterations = speed.iterations(self.minutes) if self.minutes else schedule['max_iters']
+        from mmengine.config import Config
+        config = Config.fromfile(TOOLS.parent / 'configs' / 'diffusiondet' / f'{CONFIG}.py', import_custom_modules=False)
+        iterations = speed.iterations(self.minutes) if self.minutes else config.max_iters
         print(f'{speed.iteration:.3f} s an iteration: {iterations} iterations of training take about '
               f'{speed.minutes(iterations):.1f} minutes', flush=True)
         # No validation at the end: the tests that follow score these weights.
-        return [*scaled_schedule(schedule['param_scheduler'], schedule['max_iters'], iterations),
+        return [*scaled_schedule(config.param_scheduler, config.max_iters, iterations),
                 f'train_cfg.val_begin={iterations + 1}']
 
     def train(self) -> float | None:
