@@ -88,7 +88,8 @@ class Demo:
                     'default_hooks.checkpoint.interval=6']
         speed = self.measure()
         from mmengine.config import Config
-        config = Config.fromfile(TOOLS.parent / 'configs' / 'diffusiondet' / f'{CONFIG}.py', import_custom_modules=False)
+        file = TOOLS.parent / 'configs' / 'diffusiondet' / f'{CONFIG}.py'
+        config = Config.fromfile(file, import_custom_modules=False)
         iterations = speed.iterations(self.minutes) if self.minutes else config.max_iters
         print(f'{speed.iteration:.3f} s an iteration: {iterations} iterations of training take about '
               f'{speed.minutes(iterations):.1f} minutes', flush=True)
