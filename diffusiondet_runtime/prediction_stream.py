@@ -1,17 +1,13 @@
 """Detections of pictures and videos, one after the other, of any predictor: with torch, or of an exported folder."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from .errors import first_line
 from .sources import Video, VideoFrames, find_sources
-
-Item = TypeVar('Item')
 
 
 class Predictor(Protocol):
@@ -65,7 +61,7 @@ def _looked_up(sources: Sequence[str | Path], failed: Callable[[str, str], None]
 def predict_stream(predictor: Predictor, items: Iterable[Path | Video], *, batch_size: int = 1,
                    carry_boxes: bool = False, failed: Callable[[str, str], None] = lambda source, reason: None
                    ) -> Iterator[Prediction]:
-    """Go through pictures and videos and detect; no more than two batches are held in memory.
+    """Go through pictures and videos and detect; no more than a batch is held in memory.
 
     All frames of a video start from the same boxes, so that detections move with the objects and not with the noise;
     with ``carry_boxes`` from what was found in the frame before, and from noise that is new in each.
@@ -109,13 +105,9 @@ def _of_video(predictor: Predictor, video: Video, batch_size: int, carry_boxes: 
         return
     with frames:
         batch, number, before = [], 0, None
-        name = '{video.name}:{place}' if carry_boxes else '{video.name}'
-        samples = ((place, pixels, predictor.sample(pixels, name.format(video=video, place=place), before))
-                   for place, pixels in frames)
-        if not (carry_boxes or video.has_no_end):  # each waits for the one before, or for the camera
-            samples = read_ahead(samples, batch_size)
-        for place, pixels, sample in samples:
-            batch.append((video.source, place, pixels, sample, frames))
+        for place, pixels in frames:
+            name = f'{video.name}:{place}' if carry_boxes else video.name
+            batch.append((video.source, place, pixels, predictor.sample(pixels, name, before), frames))
             number += 1
             if len(batch) == batch_size:
                 for one in _detected(predictor, batch):
@@ -130,22 +122,6 @@ def _of_video(predictor: Predictor, video: Video, batch_size: int, carry_boxes: 
         elif frames.broken:
             failed(video.source, f'{len(frames.broken)} of {frames.number} frames cannot be read, the first is '
                                  f'{frames.broken[0]}')
-
-
-def read_ahead(items: Iterator[Item], number: int) -> Iterator[Item]:
-    """The items in their order, so many of them taken in another thread while an earlier one is used.
-
-    What ``items`` raises is raised at its place. A generator that is closed early waits for the item being taken.
-    """
-    end = object()
-    thread = ThreadPoolExecutor(1)
-    try:
-        waiting = deque(thread.submit(next, items, end) for _ in range(number))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(thread.submit(next, items, end))
-            yield item
-    finally:
-        thread.shutdown(cancel_futures=True)
 
 
 def _detected(predictor: Predictor, batch: list[tuple]) -> Iterator[Prediction]:

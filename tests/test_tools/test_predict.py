@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 
 from diffusiondet_runtime import sources
 from diffusiondet_runtime.prediction_files import DrawnFiles, whole_file
-from diffusiondet_runtime.prediction_stream import Prediction, read_ahead
+from diffusiondet_runtime.prediction_stream import Prediction
 from diffusiondet_runtime.sources import Video, VideoFrames, find_sources
 from mmdet_diffusion import config_path
 from mmdet_diffusion.prediction import Predictor, class_names
@@ -374,38 +374,6 @@ def test_what_carried_boxes_are_worth_is_measured(checkpoint, capsys):
     assert measure.main([SHAPES, str(checkpoint), *small]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith('| ')]
     assert [row.split(' | ')[0] for row in rows[2:]] == ['| 1x6', '| 2x6']
-
-
-def test_frames_are_read_ahead_in_order_and_no_further():
-    taken, threads = [], set()
-
-    def items():
-        for place in range(9):
-            taken.append(place)
-            threads.add(threading.get_ident())
-            yield place
-
-    seen = []
-    for place in read_ahead(items(), 3):
-        seen.append(place)
-        assert len(taken) <= place + 4
-    assert seen == list(range(9)) and len(threads) == 1 and threading.get_ident() not in threads
-
-
-def test_what_reading_raises_is_raised_at_its_place_and_an_early_end_stops_the_reading():
-    def items():
-        yield 0
-        raise OSError('gone')
-
-    ahead = read_ahead(items(), 2)
-    assert next(ahead) == 0
-    with pytest.raises(OSError, match='gone'):
-        next(ahead)
-    endless = read_ahead(iter(int, 1), 2)
-    assert next(endless) == 0
-    before = threading.active_count()
-    endless.close()
-    assert threading.active_count() < before
 
 
 def test_no_more_than_a_batch_is_held(clip, checkpoint, folder):
