@@ -30,7 +30,8 @@ def draw_detections(picture: np.ndarray, bboxes: Sequence[Sequence[float]], scor
         np.ndarray: uint8 RGB, shape (h, w, 3); the picture given stays as it is.
     """
     (height, width), drawn = picture.shape[:2], picture.copy()
-    line, letters = max(1, round(max(height, width) * LINE)), max(SMALLEST_LETTERS, round(max(height, width) * LETTERS))
+    longer = max(height, width)
+    line, letters = max(1, round(longer * LINE)), max(SMALLEST_LETTERS, round(longer * LETTERS))
     for index in np.argsort(scores, kind='stable').tolist():
         left, top, right, bottom = map(float, bboxes[index])
         if not (right > left and bottom > top and right > 0 and bottom > 0 and left < width and top < height):
@@ -42,9 +43,9 @@ def draw_detections(picture: np.ndarray, bboxes: Sequence[Sequence[float]], scor
                               ((left, left + across - 1), (top, bottom)), ((right - across + 1, right), (top, bottom))):
             drawn[_inside(*rows), _inside(*columns)] = colour
         label = _label(f'{classes[labels[index]]} {scores[index]:.2f}', colour, letters)
-        y, x = (max(0, min(place, side - length)) for place, side, length in zip(
-            (top - len(label), left), drawn.shape, label.shape, strict=False))
-        part = drawn[y:y + len(label), x:x + label.shape[1]]
+        tall, wide = label.shape[:2]
+        y, x = max(0, min(top, height) - tall), max(0, min(left, width - wide))
+        part = drawn[y:y + tall, x:x + wide]
         part[...] = label[:len(part), :part.shape[1]]
     return drawn
 

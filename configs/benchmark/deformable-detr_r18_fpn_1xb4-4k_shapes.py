@@ -6,7 +6,7 @@ _base_ = [
 ]
 
 model = dict(**_base_.trunk, **_base_.detector)
-width = 64
+width = _base_.channels
 embedding = dict(embed_dims=width)
 layer = dict(
     _base_.transformer_layer,

@@ -10,9 +10,9 @@ model['neck'] = dict(model['neck'], num_outs=5)
 # Anchors of half the size: the images are 128 pixels wide.
 anchor_generator = dict(model['rpn_head']['anchor_generator'], scales=[4])
 model['rpn_head'] = dict(
-    model['rpn_head'], in_channels=64, feat_channels=64, anchor_generator=anchor_generator)
+    model['rpn_head'], in_channels=_base_.channels, feat_channels=_base_.channels, anchor_generator=anchor_generator)
 roi_head = model['roi_head']
 model['roi_head'] = dict(
     roi_head,
-    bbox_roi_extractor=dict(roi_head['bbox_roi_extractor'], out_channels=64),
-    bbox_head=dict(roi_head['bbox_head'], num_classes=6, in_channels=64))
+    bbox_roi_extractor=dict(roi_head['bbox_roi_extractor'], out_channels=_base_.channels),
+    bbox_head=dict(roi_head['bbox_head'], num_classes=6, in_channels=_base_.channels))

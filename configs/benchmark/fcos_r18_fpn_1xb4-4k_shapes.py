@@ -6,4 +6,4 @@ _base_ = [
 ]
 
 model = dict(**_base_.trunk, **_base_.detector)
-model['bbox_head'] = dict(model['bbox_head'], num_classes=6, in_channels=64, feat_channels=64)
+model['bbox_head'] = dict(model['bbox_head'], num_classes=6, in_channels=_base_.channels, feat_channels=_base_.channels)

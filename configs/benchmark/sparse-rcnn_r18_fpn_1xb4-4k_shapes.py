@@ -10,16 +10,20 @@ num_stages = 5
 stage = dict(
     _base_.stage,
     num_classes=6,
-    in_channels=64,
-    feedforward_channels=256,
-    dynamic_conv_cfg=dict(_base_.stage.dynamic_conv_cfg, in_channels=64, feat_channels=16, out_channels=64))
-model['rpn_head'] = dict(model['rpn_head'], proposal_feature_channel=64)
+    in_channels=_base_.channels,
+    feedforward_channels=4 * _base_.channels,
+    dynamic_conv_cfg=dict(
+        _base_.stage.dynamic_conv_cfg,
+        in_channels=_base_.channels,
+        feat_channels=16,
+        out_channels=_base_.channels))
+model['rpn_head'] = dict(model['rpn_head'], proposal_feature_channel=_base_.channels)
 roi_head = model['roi_head']
 model['roi_head'] = dict(
     roi_head,
     num_stages=num_stages,
     stage_loss_weights=[1] * num_stages,
-    proposal_feature_channel=64,
-    bbox_roi_extractor=dict(roi_head['bbox_roi_extractor'], out_channels=64),
+    proposal_feature_channel=_base_.channels,
+    bbox_roi_extractor=dict(roi_head['bbox_roi_extractor'], out_channels=_base_.channels),
     bbox_head=[stage] * num_stages)
 model['train_cfg'] = dict(rpn=None, rcnn=[_base_.matching] * num_stages)

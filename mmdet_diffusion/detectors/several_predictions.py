@@ -51,24 +51,26 @@ class FirstSteps:
         """Within it one prediction of the batch runs, which takes its first step from an earlier one if it can."""
         self.seconds, is_first = 0.0, True
 
-        def refine(box_features: object, bboxes: Tensor, t: Tensor) -> list:
+        def refine(*inputs: object) -> list:
             nonlocal is_first
-            if not is_first:
-                return plain(box_features, bboxes, t)
-            is_first = False
-            for known, known_t, outputs, seconds in self._known:
-                if torch.equal(known, bboxes) and torch.equal(known_t, t):
-                    self.seconds = seconds
-                    return outputs
-            wait_for(bboxes.device)
-            start = time.perf_counter()
-            outputs = plain(box_features, bboxes, t)
-            wait_for(bboxes.device)
-            self._known.append((bboxes, t, outputs, time.perf_counter() - start))
-            return outputs
+            was_first, is_first = is_first, False
+            return self._first_step(plain, *inputs) if was_first else plain(*inputs)
 
         with refined_by(self.head, refine) as plain:
             yield
+
+    def _first_step(self, refine: Callable, box_features: object, bboxes: Tensor, t: Tensor) -> list:
+        """Outputs of the stages, of an earlier call with the same boxes and step if there was one."""
+        for known, known_t, outputs, seconds in self._known:
+            if torch.equal(known, bboxes) and torch.equal(known_t, t):
+                self.seconds = seconds
+                return outputs
+        wait_for(bboxes.device)
+        start = time.perf_counter()
+        outputs = refine(box_features, bboxes, t)
+        wait_for(bboxes.device)
+        self._known.append((bboxes, t, outputs, time.perf_counter() - start))
+        return outputs
 
 
 @contextmanager
