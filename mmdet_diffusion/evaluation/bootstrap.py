@@ -11,12 +11,11 @@ Percentiles are expanded for the number of images (Hesterberg 2015, arXiv:1411.5
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy import stats
 
-from .average_precision import ImageMatches
+from .average_precision import Array, ImageMatches
 
 NUM_DRAWS = 1000
 LEVEL = 0.95
@@ -73,29 +72,32 @@ def difference(first: Contestant, second: Contestant, *, num_draws: int = NUM_DR
     return _interval(values[0] - values[1], _num_images(first))
 
 
-def drawn(contestant: Contestant, *, num_draws: int, seed: int, side: int = 0) -> np.ndarray:
+def drawn(contestant: Contestant, *, num_draws: int, seed: int, side: int = 0) -> Array:
     """AP of the data as they are, then of each draw, float64, shape (1 + num_draws,).
 
     The same seed draws the same images for every contestant; trainings are drawn for each ``side`` on its own.
     """
-    num_images, trainings = _num_images(contestant), contestant.trainings
-    places = np.random.default_rng([seed, 0]).integers(num_images, size=(num_draws, num_images))
-    weights = np.stack([np.ones(num_images), *(np.bincount(row, minlength=num_images) for row in places)])
-    aps = np.stack([np.mean([_kept_aps(matches, weights, (num_draws, seed)) for matches in training], axis=0)
+    trainings = contestant.trainings
+    aps = np.stack([np.mean([aps_of_draws(matches, num_draws=num_draws, seed=seed) for matches in training], axis=0)
                     for training in trainings])
     chosen = np.random.default_rng([seed, 1 + side]).integers(len(trainings), size=(len(trainings), num_draws))
     return np.append(aps[:, 0].mean(), np.take_along_axis(aps[:, 1:], chosen, axis=0).mean(0))
 
 
-_aps: WeakKeyDictionary = WeakKeyDictionary()
+def aps_of_draws(matches: ImageMatches, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> Array:
+    """AP of the data as they are, then of each draw of the images, float64, shape (1 + num_draws,).
+
+    Computed once and kept with the matches, since a contestant is compared with many others.
+    """
+    if (num_draws, seed) not in matches.draws:
+        matches.draws[num_draws, seed] = matches.drawn_aps(_weights(matches.num_images, num_draws, seed))
+    return matches.draws[num_draws, seed]
 
 
-def _kept_aps(matches: ImageMatches, weights: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """APs of the draws of a seed, computed once: a contestant is compared with many others."""
-    known = _aps.setdefault(matches, {})
-    if key not in known:
-        known[key] = matches.drawn_aps(weights)
-    return known[key]
+def _weights(num_images: int, num_draws: int, seed: int) -> Array:
+    """How often each image counts: once, then as it was drawn, shape (1 + num_draws, num_images)."""
+    places = np.random.default_rng([seed, 0]).integers(num_images, size=(num_draws, num_images))
+    return np.stack([np.ones(num_images), *(np.bincount(row, minlength=num_images) for row in places)])
 
 
 def sentence(first: str, second: str, found: Interval) -> str:
@@ -124,7 +126,7 @@ def _num_images(contestant: Contestant) -> int:
     return contestant.trainings[0][0].num_images
 
 
-def _interval(values: np.ndarray, num_images: int) -> Interval:
+def _interval(values: Array, num_images: int) -> Interval:
     """Of the value of the data, and after it those of the draws."""
     tail = expanded_tail(num_images)
     low, high = np.quantile(values[1:], [tail, 1 - tail])

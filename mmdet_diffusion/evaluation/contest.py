@@ -19,8 +19,7 @@ from ..detectors import DiffusionDet
 from ..detectors.several_predictions import at_settings
 from ..input_checks import refuse_missing_data
 from ..prediction import load_weights
-from .average_precision import ImageMatches, match_detections
-from .bootstrap import Contestant
+from .bootstrap import NUM_DRAWS, Contestant
 from .content_key import code_digest, data_digest, weights_digest
 from .cost_card import first_samples, num_flops, num_parameters, time_in_turns, training_seconds
 from .detection_records import CellRecords, ImageDetections
@@ -29,6 +28,7 @@ from .error_types import ErrorTypes, error_types
 from .ground_truth import coco_detections, ground_truth
 from .learning_curves import Curve, learning_curve
 from .other_metrics import evaluate_records, is_coco_box_ap
+from .scoring import score_runs
 from .shared_features import test_cells, test_detector
 
 
@@ -83,12 +83,14 @@ class Contest:
         device (torch.device): to run on.
         num_images (int): first images of the test set; 0 for all.
         num_timed (int): images that are timed.
+        num_draws (int): of the bootstrap.
     """
 
     def __init__(self, entries: Sequence[Entry], folder: Path, *, settings: Sequence[DialSetting],
-                 seeds: Sequence[int], device: torch.device, num_images: int = 0, num_timed: int = 40) -> None:
+                 seeds: Sequence[int], device: torch.device, num_images: int = 0, num_timed: int = 40,
+                 num_draws: int = NUM_DRAWS) -> None:
         self.entries, self.folder, self.settings, self.seeds, self.device = entries, folder, settings, seeds, device
-        self.num_timed = num_timed
+        self.num_timed, self.num_draws = num_timed, num_draws
         self.loaders = {entry.name: test_loader(entry.config, num_images) for entry in entries}
         self.data = self._same_data()
         self.truth: COCO = ground_truth(self.loaders[entries[0].name].dataset)
@@ -123,7 +125,11 @@ class Contest:
                 failures[entry.name] = f'{type(error).__name__}: {error}'.splitlines()[0]
                 print(f'{entry.name} is left out: {failures[entry.name]}', flush=True)
                 continue
-            outcomes += [self._outcome(entry, models[entry.name], setting, runs) for setting, runs in tested.items()]
+            scored = iter(score_runs(self.truth, [run for trainings in tested.values() for seeds in trainings
+                                                  for run in seeds], num_draws=self.num_draws))
+            for setting, runs in tested.items():
+                contestant = Contestant(_name(entry, setting), [[next(scored) for _ in seeds] for seeds in runs])
+                outcomes.append(self._outcome(entry, models[entry.name], setting, runs, contestant))
         times = self._times(models, outcomes)
         return [outcome._replace(cost=dict(outcome.cost, **times[outcome.name])) for outcome in outcomes], failures
 
@@ -153,12 +159,10 @@ class Contest:
                 tested.setdefault(setting, []).append([cells[setting, seed].read(num_chunks) for seed in seeds])
         return tested, first
 
-    def _outcome(self, entry: Entry, model: nn.Module, setting: DialSetting | None, runs: list) -> Outcome:
-        name = f'{entry.name} {setting.label}' if setting else entry.name
-        found = [[coco_detections(images) for images in training] for training in runs]
-        matches: list[list[ImageMatches]] = [[match_detections(self.truth, one) for one in training]
-                                             for training in found]
-        metrics = _nested([[one.summary() for one in training] for training in matches])
+    def _outcome(self, entry: Entry, model: nn.Module, setting: DialSetting | None, runs: list,
+                 contestant: Contestant) -> Outcome:
+        name = contestant.name
+        metrics = _nested([[one.summary() for one in training] for training in contestant.trainings])
         evaluator = entry.config.test_evaluator
         if not is_coco_box_ap(evaluator):
             try:
@@ -171,8 +175,8 @@ class Contest:
         cost = dict(parameters=num_parameters(model), flops=flops,
                     training_seconds=training_seconds(Path(entry.checkpoints[0])))
         curves = [learning_curve(Path(checkpoint).parent) for checkpoint in entry.checkpoints]
-        errors = error_types(self.truth, found[0][0])
-        return Outcome(name, entry.name, setting, Contestant(name, matches), runs, metrics, errors, cost, curves)
+        errors = error_types(self.truth, coco_detections(runs[0][0]))
+        return Outcome(name, entry.name, setting, contestant, runs, metrics, errors, cost, curves)
 
     def _times(self, models: Mapping[str, nn.Module], outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
         predict, samples = {}, {}
@@ -182,9 +186,13 @@ class Contest:
             model = models[entry.name]
             prepared = first_samples(self.loaders[entry.name].dataset, self.num_timed)
             for setting in (self.settings or [None]) if isinstance(model, DiffusionDet) else [None]:
-                name = f'{entry.name} {setting.label}' if setting else entry.name
+                name = _name(entry, setting)
                 predict[name], samples[name] = _predictor(model, setting), prepared
         return time_in_turns(predict, samples, self.device)
+
+
+def _name(entry: Entry, setting: DialSetting | None) -> str:
+    return f'{entry.name} {setting.label}' if setting else entry.name
 
 
 def _at(model: nn.Module, setting: DialSetting | None) -> AbstractContextManager:

@@ -13,12 +13,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from . import pareto
-from .average_precision import match_detections
 from .bootstrap import Contestant, Interval, difference, interval, sentence
 from .detection_records import ImageDetections
 from .dial_settings import DialSetting
-from .ground_truth import coco_detections
 from .other_metrics import evaluate_records, is_coco_box_ap
+from .scoring import score_runs
 from .shared_features import percentiles
 
 
@@ -77,12 +76,14 @@ class DialReport(NamedTuple):
             num_draws (int): of the bootstrap.
         """
         rows, contestants = [], {}
+        if truth is not None:
+            matches = iter(score_runs(truth, [run for runs in records.values() for run in runs], num_draws=num_draws))
+            contestants = {setting: Contestant(setting.label, [[next(matches) for _ in runs]])
+                           for setting, runs in records.items()}
         for setting, runs in records.items():
             metrics, found = {}, None
             if truth is not None:
-                matches = [match_detections(truth, coco_detections(run)) for run in runs]
-                contestants[setting] = Contestant(setting.label, [matches])
-                metrics = _by_name([one.summary() for one in matches])
+                metrics = _by_name([matches.summary() for matches in contestants[setting].trainings[0]])
                 found = interval(contestants[setting], num_draws=num_draws)
             if truth is None or not is_coco_box_ap(evaluator):
                 metrics |= _by_name([evaluate_records(evaluator, model, loader, run) for run in runs])

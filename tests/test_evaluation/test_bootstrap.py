@@ -19,6 +19,7 @@ class SimulatedMatches:
     recall_thresholds = np.linspace(0, 1, 101)
 
     def __init__(self, difficulty, quality, rng):
+        self.draws = {}
         chance = 1 / (1 + np.exp(-(quality - difficulty)))  # of each object, shared by all detectors
         found = rng.random(difficulty.shape) < chance
         image = np.repeat(np.arange(NUM_IMAGES), PER_IMAGE)
