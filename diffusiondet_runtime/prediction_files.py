@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .sources import opencv
+from .sources import opencv, with_swapped_channels
 from .whole_file import unfinished_name, whole_file
 
 DRAWN = {'.jpg', '.jpeg', '.png'}  # formats that drawn pictures keep; others become PNG
@@ -157,7 +157,7 @@ class DrawnFiles:
         _, writer, path, size = self.video
         if pixels.shape[1::-1] != size:  # of a stream it may change; OpenCV leaves such frames out without a word
             pixels = np.asarray(Image.fromarray(pixels).resize(size))
-        writer.write(np.ascontiguousarray(pixels[..., ::-1]))
+        writer.write(with_swapped_channels(pixels))
         return path
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from mmcv import bgr2rgb, rgb2bgr
 from mmcv.transforms import Compose
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
@@ -14,7 +15,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from mmengine.structures import InstanceData
-from numpy import ascontiguousarray, ndarray
+from numpy import ndarray
 from torch import nn
 
 from diffusiondet_runtime.drawing import draw_detections
@@ -58,7 +59,7 @@ class Predictor:
         # Draws go by the name, so that they stay when the folder moves.
         loaded = self.load(dict(img_path=str(path), img_id=path.name))
         picture = loaded['img']
-        return ascontiguousarray(picture[..., ::-1]), self.rest(loaded)
+        return bgr2rgb(picture), self.rest(loaded)
 
     def sample(self, pixels: ndarray, name: str, before: DetDataSample | None = None) -> dict:
         """A picture in memory, uint8 RGB (h, w, 3), as the network takes it.
@@ -69,7 +70,7 @@ class Predictor:
             before (DetDataSample | None): what was found in the frame before, to start from besides noise.
         """
         shape = pixels.shape[:2]
-        sample = self.rest(dict(img=ascontiguousarray(pixels[..., ::-1]), img_id=name, img_path=name, img_shape=shape,
+        sample = self.rest(dict(img=rgb2bgr(pixels), img_id=name, img_path=name, img_shape=shape,
                                 ori_shape=shape))
         if before is not None:
             bboxes = before.pred_instances.bboxes
