@@ -9,6 +9,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.structures import InstanceData
 
 from mmdet_diffusion import config_path
+from mmdet_diffusion.evaluation.cost_card import num_flops
 from mmdet_diffusion.testing import REPOSITORY, data_sample
 
 FILES = sorted((REPOSITORY / 'configs' / 'benchmark').glob('*.py'))
@@ -57,6 +58,7 @@ def test_a_detector_learns_and_detects(file):
     for sample in results:
         found = sample.pred_instances
         assert found.bboxes.isfinite().all() and ((found.labels >= 0) & (found.labels < number)).all()
+    assert num_flops(model, {name: values[0] for name, values in batch.items()}) > 1e6
 
 
 def assert_equal_but_for_the_detector(cfgs):

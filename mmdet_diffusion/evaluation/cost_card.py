@@ -32,8 +32,16 @@ def num_flops(model: nn.Module, sample: dict) -> int:
     It knows products, convolutions and attention, and of this package the gathered RoIAlign and oneDNN's product
     (``ops/flop_formulas.py``).
     """
-    with FlopCounterMode(display=False) as counter:
-        model.test_step(pseudo_collate([sample]))
+    # The counter's hooks of gradients fail at views of a parameter, as Deformable DETR's queries are.
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learnt:
+            parameter.requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
+            model.test_step(pseudo_collate([sample]))
+    finally:
+        for parameter in learnt:
+            parameter.requires_grad_(True)
     return counter.get_total_flops()
 
 
