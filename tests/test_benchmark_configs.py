@@ -82,7 +82,7 @@ def test_on_shapes_all_have_those_of_the_demo():
 
 
 def test_the_rate_falls_to_zero_at_the_end_of_any_length(monkeypatch):
-    for file, length in [(BCCD[0], 20), (BCCD[0], 500), (SHAPES[0], 20), (SHAPES[0], 4000)]:
+    for file, length in [(BCCD[0], 6), (BCCD[0], 500), (SHAPES[0], 6), (SHAPES[0], 20), (SHAPES[0], 4000)]:
         monkeypatch.setenv('MAX_ITERS', str(length))
         cfg = Config.fromfile(file)
         parameter = torch.nn.Parameter(torch.zeros(1))
@@ -94,4 +94,4 @@ def test_the_rate_falls_to_zero_at_the_end_of_any_length(monkeypatch):
             optimizer.step()
             for scheduler in schedulers:
                 scheduler.step()
-        assert max(rates) == pytest.approx(1, abs=1e-3) and rates[-1] < 0.01
+        assert max(rates) == pytest.approx(1, abs=1e-3) and rates[-1] < max(0.01, 1 / length)

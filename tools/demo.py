@@ -20,6 +20,7 @@ TOOLS = Path(__file__).resolve().parent
 CONFIG = 'diffusiondet_r18_fpn_1xb4-4k_shapes'
 SETTINGS = ('1x64', '4x64', '1x500', '4x500')  # steps x boxes; 64 boxes as in training
 TRIAL, SETTLING = 40, 10  # iterations that are timed, and how many of them do not count: caches fill
+QUICK = 6  # iterations of the short form
 
 
 class Speed(NamedTuple):
@@ -74,37 +75,37 @@ class Demo:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             run('train.py', CONFIG, '--work-dir', folder, '--cfg-options', *self.options,
-                f'train_cfg.max_iters={TRIAL}', f'train_cfg.val_begin={TRIAL + 1}', 'log_processor.window_size=1',
-                'default_hooks.logger.interval=1', 'default_hooks.checkpoint.save_last=False', quiet=True)
+                f'train_cfg.val_begin={TRIAL + 1}', 'log_processor.window_size=1', 'default_hooks.logger.interval=1',
+                'default_hooks.checkpoint.save_last=False', max_iters=TRIAL, quiet=True)
             whole = time.perf_counter() - start
             log, = Path(folder).glob('*/vis_data/scalars.json')
             seconds = [json.loads(line)['time'] for line in log.read_text().splitlines()]
         return Speed(whole - sum(seconds), sum(seconds[SETTLING:]) / (len(seconds) - SETTLING))
 
-    def length(self) -> list[str]:
-        """Options for the length of the training, said to the user with the time that it takes."""
+    def length(self) -> int:
+        """Iterations of the training, said to the user with the time that they take."""
         if self.quick:
-            return ['train_cfg.max_iters=6', 'train_cfg.val_interval=6', 'default_hooks.logger.interval=2',
-                    'default_hooks.checkpoint.interval=6']
+            return QUICK
         speed = self.measure()
         from mmengine.config import Config
         file = TOOLS.parent / 'configs' / 'diffusiondet' / f'{CONFIG}.py'
-        config = Config.fromfile(file, import_custom_modules=False)
-        iterations = speed.iterations(self.minutes) if self.minutes else config.max_iters
+        iterations = (speed.iterations(self.minutes) if self.minutes
+                      else Config.fromfile(file, import_custom_modules=False).max_iters)
         print(f'{speed.iteration:.3f} s an iteration: {iterations} iterations of training take about '
               f'{speed.minutes(iterations):.1f} minutes', flush=True)
-        # No validation at the end: the tests that follow score these weights.
-        return [*scaled_schedule(config.param_scheduler, config.max_iters, iterations),
-                f'train_cfg.val_begin={iterations + 1}']
+        return iterations
 
     def train(self) -> float | None:
         """Train; gives the minutes that it took, or None where that was done before."""
         if self.checkpoint() is not None:
             print(f'{self.work_dir} holds a trained model, which is used; delete the folder to train again')
             return None
-        length = self.length()
+        iterations = self.length()
+        # No validation at the end: the tests that follow score these weights.
+        options = ['default_hooks.logger.interval=2'] if self.quick else [f'train_cfg.val_begin={iterations + 1}']
         start = time.perf_counter()
-        run('train.py', CONFIG, '--work-dir', self.work_dir, '--cfg-options', *self.options, *length)
+        run('train.py', CONFIG, '--work-dir', self.work_dir, '--cfg-options', *self.options, *options,
+            max_iters=iterations)
         return (time.perf_counter() - start) / 60
 
     def checkpoint(self) -> Path | None:
@@ -134,30 +135,23 @@ class Demo:
         self.draw()
 
 
-def scaled_schedule(schedulers: list[dict], full: int, iterations: int) -> list[str]:
-    """Options that give a training another length, its learning rate following the same curve.
+def run(script: str, *args: object, max_iters: int | None = None, quiet: bool = False) -> None:
+    """Run one of the tools as a user would; stop the demo where it fails. A quiet one is heard only then.
 
     Args:
-        schedulers (list[dict]): ``param_scheduler`` of the config, by iterations.
-        full (int): length that they are for.
-        iterations (int): length wanted.
+        script (str): path of the tool in tools/.
+        args (object): of its command line.
+        max_iters (int | None): length of a training, which the config takes from the environment.
+        quiet (bool): print neither the command nor its output.
     """
-    options = [f'train_cfg.max_iters={iterations}']
-    for index, scheduler in enumerate(schedulers):
-        begin, end = (round(scheduler[key] * iterations / full) for key in ('begin', 'end'))
-        values = dict(begin=begin, end=end) | ({'T_max': end - begin} if 'T_max' in scheduler else {})
-        options += [f'param_scheduler.{index}.{key}={value}' for key, value in values.items()]
-    return options
-
-
-def run(script: str, *args: object, quiet: bool = False) -> None:
-    """Run one of the tools as a user would; stop the demo where it fails. A quiet one is heard only then."""
     command = [sys.executable, str(TOOLS / script), *map(str, args)]
+    length = {} if max_iters is None else dict(MAX_ITERS=str(max_iters))
     if not quiet:
         shown = os.path.relpath(command[1]) if Path(command[1]).is_relative_to(Path.cwd()) else command[1]
-        print(f'\n$ {shlex.join(["python", shown, *command[2:]])}', flush=True)
+        before = ''.join(f'{name}={value} ' for name, value in length.items())
+        print(f'\n$ {before}{shlex.join(["python", shown, *command[2:]])}', flush=True)
     output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) if quiet else {}
-    done = subprocess.run(command, check=False, **output)
+    done = subprocess.run(command, check=False, env=os.environ | length, **output)
     if done.returncode:
         print(done.stdout or '', end='')
         sys.exit(f'the demo stopped: {script} failed with code {done.returncode}; its message stands above')

@@ -8,16 +8,15 @@ import pytest
 from mmengine.config import Config
 
 from mmdet_diffusion import config_path
-from mmdet_diffusion.launch import parse_cfg_options
 from mmdet_diffusion.testing import load_tool
 
 demo = load_tool('demo.py')
-CONFIG = Config.fromfile(config_path(demo.CONFIG))
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('MAX_ITERS', raising=False)
     return tmp_path
 
 
@@ -32,39 +31,41 @@ def test_iterations_fill_the_minutes():
     assert speed.iterations(0.01) == demo.TRIAL  # no less than was timed
 
 
-@pytest.mark.parametrize('iterations', [40, 500, 4000, 20000])
-def test_the_learning_rate_follows_the_same_curve_at_any_length(iterations):
-    options = demo.scaled_schedule(CONFIG.param_scheduler, 4000, iterations)
-    scaled = Config.fromfile(config_path(demo.CONFIG))
-    scaled.merge_from_dict(parse_cfg_options(options))
-    warm_up, decay = scaled.param_scheduler
-    assert scaled.train_cfg.max_iters == iterations == decay.end
-    assert (warm_up.begin, warm_up.end) == (0, round(iterations / 40))
+@pytest.mark.parametrize('iterations', [demo.QUICK, demo.TRIAL, 500, 4000, 20000])
+def test_the_learning_rate_follows_the_same_curve_at_any_length(monkeypatch, iterations):
+    monkeypatch.setenv('MAX_ITERS', str(iterations))
+    config = Config.fromfile(config_path(demo.CONFIG))
+    warm_up, decay = config.param_scheduler
+    assert config.train_cfg.max_iters == config.train_cfg.val_interval == iterations == decay.end
+    assert (warm_up.begin, warm_up.end) == (0, max(2, min(100, iterations // 10)))
     assert (decay.begin, decay.T_max) == (warm_up.end, iterations - warm_up.end)  # down to eta_min at the very end
     assert decay.eta_min == 0
 
 
-def test_the_whole_length_is_the_config_s_own():
-    options = parse_cfg_options(demo.scaled_schedule(CONFIG.param_scheduler, 4000, 4000))
-    assert all(CONFIG.param_scheduler[int(key.split('.')[1])][key.split('.')[2]] == value
-               for key, value in options.items() if key.startswith('param_scheduler'))
+def trainings(monkeypatch, minutes=None, quick=False):
+    """Calls of the tool that trains."""
+    calls = []
+    monkeypatch.setattr(demo, 'run', lambda *args, **options: calls.append((args, options)))
+    assert make(minutes, quick).train() is not None
+    return calls
 
 
 @pytest.mark.parametrize(('minutes', 'iterations', 'said'), [(5, 1480, '5.0'), (None, 4000, '13.4')])
 def test_the_time_is_told_before_the_training(folder, monkeypatch, capsys, minutes, iterations, said):
     monkeypatch.setattr(demo.Demo, 'measure', lambda self: demo.Speed(start=4, iteration=0.2))
-    options = parse_cfg_options(make(minutes).length())
-    assert options['train_cfg.max_iters'] == iterations
+    (args, options), = trainings(monkeypatch, minutes)
+    assert args[0] == 'train.py' and options == dict(max_iters=iterations)
+    assert f'train_cfg.val_begin={iterations + 1}' in args
     assert f'{iterations} iterations of training take about {said} minutes' in capsys.readouterr().out
 
 
 def test_speed_is_measured_once_caches_are_full(folder, monkeypatch):
-    def train(script, config, flag, work_dir, *options, quiet):
+    def train(script, config, flag, work_dir, *options, max_iters, quiet):
         log = Path(work_dir, '20260101', 'vis_data', 'scalars.json')
         log.parent.mkdir(parents=True)
         seconds = [1.0] * demo.SETTLING + [0.5] * (demo.TRIAL - demo.SETTLING)
         log.write_text('\n'.join(json.dumps(dict(time=second)) for second in seconds))
-        assert quiet and f'train_cfg.max_iters={demo.TRIAL}' in options
+        assert quiet and max_iters == demo.TRIAL
 
     monkeypatch.setattr(demo, 'run', train)
     assert make().measure().iteration == 0.5
@@ -73,7 +74,15 @@ def test_speed_is_measured_once_caches_are_full(folder, monkeypatch):
 
 def test_the_short_form_measures_nothing(folder, monkeypatch):
     monkeypatch.setattr(demo.Demo, 'measure', None)
-    assert 'train_cfg.max_iters=6' in make(quick=True).length()
+    (_, options), = trainings(monkeypatch, quick=True)
+    assert options == dict(max_iters=demo.QUICK)
+
+
+def test_a_length_goes_by_the_environment_and_is_shown(folder, monkeypatch, capfd):
+    (folder / 'trains.py').write_text("import os; print('length', os.environ['MAX_ITERS'])")
+    monkeypatch.setattr(demo, 'TOOLS', folder)
+    demo.run('trains.py', 'config', max_iters=7)
+    assert capfd.readouterr().out.split('\n')[1:3] == ['$ MAX_ITERS=7 python trains.py config', 'length 7']
 
 
 def test_everything_goes_to_the_current_folder(folder, monkeypatch):

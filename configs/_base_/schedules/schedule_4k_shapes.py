@@ -1,6 +1,6 @@
 # 4000 iterations from scratch on shapes, or as many as the environment variable MAX_ITERS says.
 max_iters = int('{{$MAX_ITERS:4000}}')
-warm_up = max(1, min(100, max_iters // 10))
+warm_up = min(max(2, max_iters // 10), 100, max_iters - 1)  # one of a single iteration has no end in mmengine
 train_cfg = dict(type='ResumableTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
