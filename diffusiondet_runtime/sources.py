@@ -129,7 +129,7 @@ def opencv() -> ModuleType:
 
 
 def with_swapped_channels(pixels: np.ndarray) -> np.ndarray:
-    """RGB of BGR or the other way, uint8 (h, w, 3); OpenCV takes a tenth of NumPy's time to copy them so."""
+    """RGB of BGR or the other way, uint8 (h, w, 3); NumPy is slow at copying them so."""
     cv2 = opencv()
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 

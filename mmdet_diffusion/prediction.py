@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from mmcv import bgr2rgb, rgb2bgr
+from mmcv import bgr2rgb, gray2rgb, rgb2bgr
 from mmcv.transforms import Compose
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
@@ -15,7 +15,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from mmengine.structures import InstanceData
-from numpy import ndarray
+from numpy import ndarray, uint8
 from torch import nn
 
 from diffusiondet_runtime.drawing import draw_detections
@@ -59,7 +59,7 @@ class Predictor:
         # Draws go by the name, so that they stay when the folder moves.
         loaded = self.load(dict(img_path=str(path), img_id=path.name))
         picture = loaded['img']
-        return bgr2rgb(picture), self.rest(loaded)
+        return gray2rgb(picture) if picture.ndim == 2 else bgr2rgb(picture), self.rest(loaded)
 
     def sample(self, pixels: ndarray, name: str, before: DetDataSample | None = None) -> dict:
         """A picture in memory, uint8 RGB (h, w, 3), as the network takes it.
@@ -68,7 +68,13 @@ class Predictor:
             pixels (ndarray): the picture.
             name (str): that its draws go by.
             before (DetDataSample | None): what was found in the frame before, to start from besides noise.
+
+        Raises:
+            ValueError: if the picture has another type or shape.
         """
+        if pixels.dtype != uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(f'{name}: a picture is RGB, uint8 of shape (h, w, 3), got {pixels.dtype} of shape '
+                             f'{pixels.shape}')
         shape = pixels.shape[:2]
         sample = self.rest(dict(img=rgb2bgr(pixels), img_id=name, img_path=name, img_shape=shape,
                                 ori_shape=shape))

@@ -87,10 +87,7 @@ class Demo:
         if self.quick:
             return QUICK
         speed = self.measure()
-        from mmengine.config import Config
-        file = TOOLS.parent / 'configs' / 'diffusiondet' / f'{CONFIG}.py'
-        iterations = (speed.iterations(self.minutes) if self.minutes
-                      else Config.fromfile(file, import_custom_modules=False).max_iters)
+        iterations = speed.iterations(self.minutes) if self.minutes else configured_length()
         print(f'{speed.iteration:.3f} s an iteration: {iterations} iterations of training take about '
               f'{speed.minutes(iterations):.1f} minutes', flush=True)
         return iterations
@@ -133,6 +130,13 @@ class Demo:
             print(f'trained in {minutes:.1f} minutes')
         self.test()
         self.draw()
+
+
+def configured_length() -> int:
+    """Iterations of the config, or of the environment variable that it reads."""
+    from mmengine.config import Config
+    file = TOOLS.parent / 'configs' / 'diffusiondet' / f'{CONFIG}.py'
+    return Config.fromfile(file, import_custom_modules=False).max_iters
 
 
 def run(script: str, *args: object, max_iters: int | None = None, quiet: bool = False) -> None:

@@ -122,7 +122,7 @@ class ImageMatches:
 
 def _class_precision(matches: ClassMatches, weights: Array, recall_thresholds: Array) -> Array:
     """The mean over recall thresholds of the highest precision at that recall or above, shape (R, T)."""
-    num_objects = weights @ matches.num_objects
+    num_objects = np.einsum('ri,i->r', weights, matches.num_objects)  # no BLAS: see scoring.forked_map
     result = np.zeros((len(weights), len(matches.true)))
     end = max((true[-1] + 1 for true in matches.true if len(true)), default=0)  # false ones after it change nothing
     weight = weights[:, matches.image[:end]]

@@ -10,6 +10,7 @@ Percentiles are expanded for the number of images (Hesterberg 2015, arXiv:1411.5
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -84,7 +85,7 @@ def drawn(contestant: Contestant, *, num_draws: int, seed: int, side: int = 0) -
     return np.append(aps[:, 0].mean(), np.take_along_axis(aps[:, 1:], chosen, axis=0).mean(0))
 
 
-def aps_of_draws(matches: ImageMatches, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> Array:
+def aps_of_draws(matches: ImageMatches, *, num_draws: int, seed: int = 0) -> Array:
     """AP of the data as they are, then of each draw of the images, float64, shape (1 + num_draws,).
 
     Computed once and kept with the matches, since a contestant is compared with many others.
@@ -94,6 +95,7 @@ def aps_of_draws(matches: ImageMatches, *, num_draws: int = NUM_DRAWS, seed: int
     return matches.draws[num_draws, seed]
 
 
+@lru_cache(maxsize=1)  # contestants have the same images, one after the other
 def _weights(num_images: int, num_draws: int, seed: int) -> Array:
     """How often each image counts: once, then as it was drawn, shape (1 + num_draws, num_images)."""
     places = np.random.default_rng([seed, 0]).integers(num_images, size=(num_draws, num_images))

@@ -19,7 +19,7 @@ from ..detectors import DiffusionDet
 from ..detectors.several_predictions import at_settings
 from ..input_checks import refuse_missing_data
 from ..prediction import load_weights
-from .bootstrap import NUM_DRAWS, Contestant
+from .bootstrap import Contestant
 from .content_key import code_digest, data_digest, weights_digest
 from .cost_card import first_samples, num_flops, num_parameters, time_in_turns, training_seconds
 from .detection_records import CellRecords, ImageDetections
@@ -81,14 +81,14 @@ class Contest:
         settings (Sequence[DialSetting]): for those that have a dial; empty for as they are configured.
         seeds (Sequence[int]): of sampling.
         device (torch.device): to run on.
+        num_draws (int): of the bootstrap over the images.
         num_images (int): first images of the test set; 0 for all.
         num_timed (int): images that are timed.
-        num_draws (int): of the bootstrap.
     """
 
     def __init__(self, entries: Sequence[Entry], folder: Path, *, settings: Sequence[DialSetting],
-                 seeds: Sequence[int], device: torch.device, num_images: int = 0, num_timed: int = 40,
-                 num_draws: int = NUM_DRAWS) -> None:
+                 seeds: Sequence[int], device: torch.device, num_draws: int, num_images: int = 0,
+                 num_timed: int = 40) -> None:
         self.entries, self.folder, self.settings, self.seeds, self.device = entries, folder, settings, seeds, device
         self.num_timed, self.num_draws = num_timed, num_draws
         self.loaders = {entry.name: test_loader(entry.config, num_images) for entry in entries}
@@ -125,11 +125,11 @@ class Contest:
                 failures[entry.name] = f'{type(error).__name__}: {error}'.splitlines()[0]
                 print(f'{entry.name} is left out: {failures[entry.name]}', flush=True)
                 continue
-            scored = iter(score_runs(self.truth, [run for trainings in tested.values() for seeds in trainings
-                                                  for run in seeds], num_draws=self.num_draws))
-            for setting, runs in tested.items():
-                contestant = Contestant(_name(entry, setting), [[next(scored) for _ in seeds] for seeds in runs])
-                outcomes.append(self._outcome(entry, models[entry.name], setting, runs, contestant))
+            scored = iter(score_runs(self.truth, [run for trainings in tested.values() for training in trainings
+                                                  for run in training], num_draws=self.num_draws))
+            for setting, trainings in tested.items():
+                contestant = Contestant(_name(entry, setting), [[next(scored) for _ in one] for one in trainings])
+                outcomes.append(self._outcome(entry, models[entry.name], setting, trainings, contestant))
         times = self._times(models, outcomes)
         return [outcome._replace(cost=dict(outcome.cost, **times[outcome.name])) for outcome in outcomes], failures
 

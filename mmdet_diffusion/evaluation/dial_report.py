@@ -77,8 +77,8 @@ class DialReport(NamedTuple):
         """
         rows, contestants = [], {}
         if truth is not None:
-            matches = iter(score_runs(truth, [run for runs in records.values() for run in runs], num_draws=num_draws))
-            contestants = {setting: Contestant(setting.label, [[next(matches) for _ in runs]])
+            scored = iter(score_runs(truth, [run for runs in records.values() for run in runs], num_draws=num_draws))
+            contestants = {setting: Contestant(setting.label, [[next(scored) for _ in runs]])
                            for setting, runs in records.items()}
         for setting, runs in records.items():
             metrics, found = {}, None

@@ -1,13 +1,13 @@
 """Scoring of many runs, which takes one core each: shared among processes."""
 
 import multiprocessing
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from multiprocessing.connection import Connection
+from typing import NamedTuple, TypeVar
 
 import torch
 from pycocotools.coco import COCO
@@ -20,11 +20,9 @@ from .ground_truth import coco_detections
 MOST_PROCESSES = 4  # each holds pycocotools' records of a run, a gigabyte or two for COCO's validation set
 Item, Result = TypeVar('Item'), TypeVar('Result')
 
-_function: Callable | None = None  # of a process that shares the work
-
 
 def score_runs(truth: COCO, runs: Sequence[Sequence[ImageDetections]], *, num_draws: int) -> list[ImageMatches]:
-    """Match the detections of each run, and draw its images for the bootstrap.
+    """Match the detections of each run, and draw its images as :func:`interval` and :func:`difference` will ask for.
 
     Args:
         truth (COCO): of :func:`ground_truth`.
@@ -42,33 +40,61 @@ def score_runs(truth: COCO, runs: Sequence[Sequence[ImageDetections]], *, num_dr
     return forked_map(score, runs)
 
 
+class _Answer(NamedTuple):
+    """Of a process for one item: one of the two."""
+
+    result: object = None
+    error: Exception | None = None
+
+
 def forked_map(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """``list(map(function, items))``, by as many processes as torch has threads, four at most.
+    """``list(map(function, items))``, by as many processes as torch has threads and this one has cores, four at most.
 
-    They are forks, so the function may know anything; it must run no torch, whose threads a fork has not. What it takes
-    and gives is pickled. Where there is one thread, one item or no fork to be had, this process does it all.
-
-    Raises:
-        RuntimeError: if a process is killed.
+    They are forks, so the function may know anything; what it gives is pickled. It must run neither torch nor BLAS,
+    whose threads a fork has not. With one process, on other systems than Linux, and where processes cannot be started
+    or are killed, this one does it all.
     """
     number = min(torch.get_num_threads(), MOST_PROCESSES, len(items))
+    if sys.platform == 'linux':
+        number = min(number, len(os.sched_getaffinity(0)))
     if number < 2 or sys.platform != 'linux':
         return [function(item) for item in items]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', DeprecationWarning)  # Python 3.12: of threads, which are torch's idle ones
-            with ProcessPoolExecutor(number, multiprocessing.get_context('fork'), _start, (function, )) as processes:
-                return list(processes.map(_call, items))
-    except BrokenProcessPool as error:
-        raise RuntimeError('a process that scores detections was killed, maybe for want of memory; with '
-                           'OMP_NUM_THREADS=1 one after the other is scored, and what was tested is kept') from error
+        answers = _answers(function, items, number)
+    except (OSError, EOFError) as error:
+        print(f'several processes cannot score ({type(error).__name__}: {error}; memory may be short): one after the '
+              'other', flush=True)
+        return [function(item) for item in items]
+    for answer in answers:
+        if answer.error is not None:
+            raise answer.error
+    return [answer.result for answer in answers]
 
 
-def _start(function: Callable) -> None:
-    global _function
-    _function = function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
+def _answers(function: Callable, items: Sequence, number: int) -> list[_Answer]:
+    context, workers = multiprocessing.get_context('fork'), []
+    try:
+        for place in range(number):
+            receiver, sender = context.Pipe(duplex=False)
+            worker = context.Process(target=_work, args=(function, items[place::number], sender), daemon=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings('ignore', '.*multi-threaded, use of fork', DeprecationWarning)  # torch's, idle
+                worker.start()
+            sender.close()  # so that its end shows here
+            workers.append((worker, receiver))
+        return [workers[place % number][1].recv() for place in range(len(items))]
+    finally:
+        for worker, receiver in workers:
+            worker.kill()
+            worker.join()
+            receiver.close()
 
 
-def _call(item: object) -> object:
-    return _function(item)
+def _work(function: Callable, items: Sequence, sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends at Ctrl-C without a word; the parent has the say
+    for item in items:
+        try:
+            answer = _Answer(result=function(item))
+        except Exception as error:  # raised by the parent
+            answer = _Answer(error=error)
+        sender.send(answer)

@@ -336,6 +336,22 @@ def test_one_source_is_enough_and_paths_are_looked_up_as_words_are(clip, checkpo
     assert [Path(one.source).name for one in predictor.predict([form('pictures')])] == ['a.png', 'b.jpg', 'c.bmp']
 
 
+def test_a_grey_picture_of_a_grey_pipeline_is_drawn_in_grey(folder, checkpoint):
+    config = Config.fromfile(SHAPES)
+    config.test_dataloader.dataset.pipeline[0].color_type = 'grayscale'
+    predictor = Predictor(config, str(checkpoint), device='cpu', score_thr=0.0, dial={})
+    pixels, sample = predictor.read(Path('pictures/b.jpg'))
+    assert pixels.shape == (64, 40, 3) and np.ptp(pixels, axis=2).max() == 0 and pixels.std() > 0
+    assert sample['inputs'].shape[0] == 1
+
+
+@pytest.mark.parametrize('pixels', [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8)])
+def test_what_is_no_picture_in_memory_is_said(checkpoint, pixels):
+    predictor = Predictor(Config.fromfile(SHAPES), str(checkpoint), device='cpu', score_thr=0.0, dial={})
+    with pytest.raises(ValueError, match=r'here: a picture is RGB, uint8 of shape \(h, w, 3\), got'):
+        predictor.sample(pixels, 'here')
+
+
 def test_frames_of_another_size_stay_in_the_drawn_video(tmp_path):
     pytest.importorskip('cv2')
     drawn = DrawnFiles(tmp_path)

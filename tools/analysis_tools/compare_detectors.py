@@ -119,10 +119,9 @@ def main(argv: list[str] | None = None) -> int:
     args.out_dir.mkdir(parents=True, exist_ok=True)
     entries = [one if one.checkpoints else one._replace(checkpoints=[train(one, seed, args.out_dir)
                                                                      for seed in args.train_seeds]) for one in entries]
-    num_draws = QUICK_DRAWS if args.quick else args.num_draws
     contest = Contest(entries, args.out_dir, settings=args.settings, seeds=args.seeds, device=torch.device(args.device),
                       num_images=QUICK_IMAGES if args.quick else 0, num_timed=QUICK_TIMED if args.quick else 40,
-                      num_draws=num_draws)
+                      num_draws=QUICK_DRAWS if args.quick else args.num_draws)
     outcomes, failures = contest.run()
     if not outcomes:
         raise SystemExit('no detector could be tested')
@@ -131,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     for outcome in outcomes:
         outcome.cost['peak_memory'] = measured_memory(args, words[outcome.detector], outcome.setting)
     report = ContestReport(outcomes, failures, contest.truth, machine=machine(contest.device),
-                           num_draws=num_draws)
+                           num_draws=contest.num_draws)
     print(write_contest(report, args.out_dir))
     print(f'the page: {args.out_dir / "compare.html"}')
     return 0

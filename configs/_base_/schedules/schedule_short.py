@@ -1,13 +1,14 @@
 # A short training whose learning rate falls to zero at its end, whatever its length: 500 iterations, or as many as the
 # environment variable MAX_ITERS says.
 max_iters = int('{{$MAX_ITERS:500}}')
-warm_up = min(max(2, max_iters // 10), 50, max_iters - 1)  # one of a single iteration has no end in mmengine
+warm_up = max(1, min(50, max_iters // 10))
+start_factor = 0.01 if warm_up > 1 else 1.0  # in mmengine a warm-up of a single iteration never ends
 train_cfg = dict(type='ResumableTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warm_up),
+    dict(type='LinearLR', start_factor=start_factor, by_epoch=False, begin=0, end=warm_up),
     dict(
         type='CosineAnnealingLR',
         by_epoch=False,
