@@ -32,7 +32,7 @@ train_dataloader = dict(
         filter_cfg=dict(filter_empty_gt=False, min_size=0),
         pipeline=train_pipeline))
 val_dataloader = dict(
-    batch_size=8,
+    batch_size=32,
     num_workers=1,
     persistent_workers=True,
     drop_last=False,
