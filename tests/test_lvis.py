@@ -15,6 +15,8 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from PIL import Image
 
+from mmdet_diffusion.evaluation.average_precision import match_detections, scored_detections
+from mmdet_diffusion.evaluation.ground_truth import ground_truth
 from mmdet_diffusion.losses.federated_loss import read_image_counts
 from mmdet_diffusion.testing import REPOSITORY
 
@@ -146,3 +148,25 @@ def test_labels_of_the_data_the_loss_and_the_evaluation_are_numbered_alike(parts
             metric.process({}, [dict(img_id=info['img_id'], ori_shape=(HEIGHT, WIDTH), pred_instances=predicted)])
         metrics = metric.evaluate(len(test_set))
         assert [metrics[f'lvis/{key}'] for key in KEYS] == [expected] * 4
+
+
+def test_the_dial_and_compare_score_by_the_same_rules(parts, root):
+    _, test_set, _ = parts
+    truth = ground_truth(test_set)
+    for shift, expected in ((0, 1.0), (1, 0.0)):
+        found = [dict(image_id=one['image_id'], category_id=(one['category_id'] - 1 + shift) % len(CLASSES) + 1,
+                      bbox=one['bbox'], score=1.0) for one in truth.dataset['annotations']]
+        assert match_detections(truth, found).summary()['AP'] == expected
+    absent = [dict(found[0], category_id=1), dict(found[0], category_id=2)]  # looked for and not there; not looked for
+    assert scored_detections(truth, absent) == absent[:1]
+
+
+def test_detectors_are_compared_with_intervals(trained, root):
+    out, checkpoint = root / 'compared', str(root / 'work' / 'iter_4.pth')
+    done = subprocess.run(
+        [sys.executable, 'tools/analysis_tools/compare_detectors.py', '--detector', f'a={root / "reduced.py"}',
+         checkpoint, '--detector', f'b={root / "reduced.py"}', checkpoint, '--settings', '1x10', '--quick', '--out-dir', str(out)],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False, env=dict(os.environ, OMP_NUM_THREADS='1'))
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    text = (out / 'compare.md').read_text()
+    assert 'no difference shown between a 1x10 and b 1x10: +0.0 AP' in text and 'lvis/bbox_APr' in text

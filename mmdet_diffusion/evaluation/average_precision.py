@@ -16,6 +16,10 @@ from pycocotools.cocoeval import COCOeval
 
 AREAS = ('all', 'small', 'medium', 'large')
 NO_OBJECTS = -1.0  # as pycocotools says it
+# Of an image of LVIS, whose classes are not all looked for in every image: those that are not there, and those of which
+# not all objects are annotated (Gupta et al. 2019, arXiv:1908.03195, Sec. 2.1).
+FEDERATED = ('neg_category_ids', 'not_exhaustive_category_ids')
+MAX_DETECTIONS, MAX_LVIS_DETECTIONS = 100, 300  # of an image
 BLOCK = 50  # weightings computed at once
 Array = np.ndarray
 
@@ -178,17 +182,50 @@ def match_detections(ground_truth: COCO, detections: Sequence[dict]) -> ImageMat
     """Match detections with pycocotools.
 
     Args:
-        ground_truth (COCO): of the data set.
+        ground_truth (COCO): of the data set; where its images have :data:`FEDERATED`, LVIS's rules hold.
         detections (Sequence[dict]): in COCO's form: ``image_id``, ``category_id``, ``bbox`` xywh in pixels, ``score``.
 
     Returns:
-        ImageMatches: with at most 100 detections an image, as COCO's AP has it.
+        ImageMatches: with at most 100 detections of a class in an image, as COCO's AP has it, or 300 of an image by
+            LVIS's rules.
     """
+    detections = scored_detections(ground_truth, detections)
     with contextlib.redirect_stdout(io.StringIO()):
-        found = ground_truth.loadRes(list(detections)) if detections else COCO()
+        found = ground_truth.loadRes(detections) if detections else COCO()
         evaluation = COCOeval(ground_truth, found, 'bbox')
         if not detections:
             evaluation.params.imgIds, evaluation.params.catIds = ground_truth.getImgIds(), ground_truth.getCatIds()
             found.dataset, found.imgs = dict(images=[], annotations=[], categories=[]), ground_truth.imgs
+        if is_federated(ground_truth):
+            evaluation.params.maxDets = [MAX_LVIS_DETECTIONS]
         evaluation.evaluate()
+    for record in filter(None, evaluation.evalImgs):
+        if record['category_id'] in not_exhaustive(ground_truth, record['image_id']):
+            record['dtIgnore'] = np.logical_or(record['dtIgnore'], record['dtMatches'] == 0)
     return ImageMatches(evaluation)
+
+
+def is_federated(ground_truth: COCO) -> bool:
+    """Whether LVIS's rules hold: not all classes were looked for in all images."""
+    return any(FEDERATED[0] in image for image in ground_truth.dataset['images'])
+
+
+def not_exhaustive(ground_truth: COCO, image_id: int) -> Sequence[int]:
+    """Classes of an image of which detections without an object are no errors."""
+    return ground_truth.imgs[image_id].get(FEDERATED[1], ())
+
+
+def scored_detections(ground_truth: COCO, detections: Sequence[dict]) -> list[dict]:
+    """Those that are right or wrong: by LVIS's rules the best of each image, of classes that were looked for in it."""
+    if not is_federated(ground_truth):
+        return list(detections)
+    of_image = {}
+    for detection in detections:
+        of_image.setdefault(detection['image_id'], []).append(detection)
+    scored = []
+    for image_id, found in of_image.items():
+        known = {one['category_id'] for one in ground_truth.imgToAnns[image_id]}
+        known.update(ground_truth.imgs[image_id][FEDERATED[0]])
+        best = sorted(found, key=lambda one: -one['score'])[:MAX_LVIS_DETECTIONS]
+        scored += [one for one in best if one['category_id'] in known]
+    return scored

@@ -12,11 +12,19 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools.coco import COCO
 
-from .average_precision import AREAS, NO_OBJECTS, mean_of_valid
+from .average_precision import (
+    AREAS,
+    MAX_DETECTIONS,
+    MAX_LVIS_DETECTIONS,
+    NO_OBJECTS,
+    is_federated,
+    mean_of_valid,
+    not_exhaustive,
+    scored_detections,
+)
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
 KINDS = ('classification', 'localisation', 'both', 'duplicate', 'background', 'missed')
-MAX_DETECTIONS = 100  # of an image, as in AP
 SIZES = dict(small=32**2, medium=96**2, large=float('inf'))  # areas in pixels, as COCO has them
 Array = np.ndarray
 
@@ -72,9 +80,11 @@ class ErrorTypes(NamedTuple):
 def error_types(truth: COCO, detections: Sequence[dict]) -> ErrorTypes:
     """Errors of detections in COCO's form."""
     of_image = {number: [] for number in truth.getImgIds()}
-    for detection in detections:
+    for detection in scored_detections(truth, detections):
         of_image[detection['image_id']].append(detection)
-    images = [image_errors(truth.imgToAnns[number], found) for number, found in of_image.items()]
+    most = MAX_LVIS_DETECTIONS if is_federated(truth) else MAX_DETECTIONS
+    images = [image_errors(truth.imgToAnns[number], found, not_exhaustive(truth, number), most=most)
+              for number, found in of_image.items()]
     labels = truth.getCatIds()
     ap50 = _ap50(images, labels)
     lost = {kind: _ap50([mended(image, kind) for image in images], labels) - ap50 for kind in KINDS}
@@ -84,9 +94,17 @@ def error_types(truth: COCO, detections: Sequence[dict]) -> ErrorTypes:
     return ErrorTypes(ap50, lost, counts, _by_size(images), _by_crowding(images), found)
 
 
-def image_errors(annotations: Sequence[Mapping], detections: Sequence[Mapping]) -> ImageErrors:
-    """Match the detections of one image as AP50 does, and name what is wrong with the others."""
-    detections = sorted(detections, key=lambda one: -one['score'])[:MAX_DETECTIONS]
+def image_errors(annotations: Sequence[Mapping], detections: Sequence[Mapping], ignored: Sequence[int] = (), *,
+                 most: int = MAX_DETECTIONS) -> ImageErrors:
+    """Match the detections of one image as AP50 does, and name what is wrong with the others.
+
+    Args:
+        annotations (Sequence[Mapping]): objects of the image, in COCO's form.
+        detections (Sequence[Mapping]): in COCO's form.
+        ignored (Sequence[int]): classes whose detections without an object are no errors.
+        most (int): detections that count.
+    """
+    detections = sorted(detections, key=lambda one: -one['score'])[:most]
     objects = [one for one in annotations if not one['iscrowd']]
     crowds = [one for one in annotations if one['iscrowd']]
     labels = np.array([one['category_id'] for one in objects], dtype=int)
@@ -107,7 +125,8 @@ def image_errors(annotations: Sequence[Mapping], detections: Sequence[Mapping]) 
         if kinds[place]:
             continue
         same = [one['category_id'] == detection['category_id'] for one in crowds]
-        if any(share >= FOREGROUND for share, is_same in zip(in_crowds[place], same, strict=True) if is_same):
+        in_crowd = any(share >= FOREGROUND for share, is_same in zip(in_crowds[place], same, strict=True) if is_same)
+        if in_crowd or detection['category_id'] in ignored:
             kinds[place] = 'ignored'
             continue
         kinds[place], places[place] = _kind(ious[place], labels == detection['category_id'], owner)

@@ -8,6 +8,7 @@ from mmdet.datasets import CocoDataset, LVISV05Dataset, LVISV1Dataset
 from mmengine.dataset import BaseDataset
 from pycocotools.coco import COCO
 
+from .average_precision import FEDERATED
 from .detection_records import ImageDetections
 
 
@@ -15,12 +16,11 @@ def ground_truth(dataset: BaseDataset) -> COCO:
     """Objects of a data set. Image ids are places in the data set from 1, category ids are labels from 1.
 
     Of a data set in COCO's format areas are those of the file, else of the boxes; ignored objects count as crowds.
+    Images of LVIS say which classes were looked for, as in its files: see :func:`match_detections`.
 
     Raises:
-        ValueError: if it is of LVIS, whose classes are not annotated in every image, or has no image.
+        ValueError: if it has no image.
     """
-    if isinstance(dataset, (LVISV05Dataset, LVISV1Dataset)):
-        raise ValueError(f"{type(dataset).__name__} is scored by LVIS's own rules, which have no intervals here")
     if not len(dataset):
         raise ValueError(f'{getattr(dataset, "ann_file", type(dataset).__name__)} has no image to test on')
     from_file = isinstance(dataset, CocoDataset)
@@ -44,7 +44,11 @@ def _of_coco_file(dataset: CocoDataset) -> tuple[list[dict], list[dict]]:
     for place in range(1, len(dataset) + 1):
         info = dataset.get_data_info(place - 1)
         image = file.imgs[info['img_id']]
-        images.append(dict(image, id=place, file_name=str(info['img_path'])))
+        federated = {key: [dataset.cat2label[category] + 1 for category in image[key]
+                           if category in dataset.cat2label]
+                     for key in FEDERATED if isinstance(dataset, (LVISV05Dataset, LVISV1Dataset))}
+        images.append(dict(id=place, width=image['width'], height=image['height'], file_name=str(info['img_path']),
+                           **federated))
         annotations += [dict(bbox=one['bbox'], area=one['area'], iscrowd=one.get('iscrowd', 0), image_id=place,
                              category_id=dataset.cat2label[one['category_id']] + 1)
                         for one in file.imgToAnns[image['id']] if one['category_id'] in dataset.cat2label]
