@@ -165,7 +165,8 @@ def test_detectors_are_compared_with_intervals(trained, root):
     out, checkpoint = root / 'compared', str(root / 'work' / 'iter_4.pth')
     done = subprocess.run(
         [sys.executable, 'tools/analysis_tools/compare_detectors.py', '--detector', f'a={root / "reduced.py"}',
-         checkpoint, '--detector', f'b={root / "reduced.py"}', checkpoint, '--settings', '1x10', '--quick', '--out-dir', str(out)],
+         checkpoint, '--detector', f'b={root / "reduced.py"}', checkpoint, '--settings', '1x10', '--quick',
+         '--out-dir', str(out)],
         cwd=REPOSITORY, capture_output=True, text=True, check=False, env=dict(os.environ, OMP_NUM_THREADS='1'))
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     text = (out / 'compare.md').read_text()
