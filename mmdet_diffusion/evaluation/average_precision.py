@@ -189,17 +189,17 @@ def match_detections(ground_truth: COCO, detections: Sequence[dict]) -> ImageMat
         ImageMatches: with at most 100 detections of a class in an image, as COCO's AP has it, or 300 of an image by
             LVIS's rules.
     """
-    detections = scored_detections(ground_truth, detections)
+    detections, federated = scored_detections(ground_truth, detections), is_federated(ground_truth)
     with contextlib.redirect_stdout(io.StringIO()):
         found = ground_truth.loadRes(detections) if detections else COCO()
         evaluation = COCOeval(ground_truth, found, 'bbox')
         if not detections:
             evaluation.params.imgIds, evaluation.params.catIds = ground_truth.getImgIds(), ground_truth.getCatIds()
             found.dataset, found.imgs = dict(images=[], annotations=[], categories=[]), ground_truth.imgs
-        if is_federated(ground_truth):
+        if federated:
             evaluation.params.maxDets = [MAX_LVIS_DETECTIONS]
         evaluation.evaluate()
-    for record in filter(None, evaluation.evalImgs):
+    for record in filter(None, evaluation.evalImgs if federated else ()):
         if record['category_id'] in not_exhaustive(ground_truth, record['image_id']):
             record['dtIgnore'] = np.logical_or(record['dtIgnore'], record['dtMatches'] == 0)
     return ImageMatches(evaluation)

@@ -54,10 +54,9 @@ def forked_map(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
     whose threads a fork has not. With one process, on other systems than Linux, and where processes cannot be started
     or are killed, this one does it all.
     """
-    number = min(torch.get_num_threads(), MOST_PROCESSES, len(items))
-    if sys.platform == 'linux':
-        number = min(number, len(os.sched_getaffinity(0)))
-    if number < 2 or sys.platform != 'linux':
+    cores = len(os.sched_getaffinity(0)) if sys.platform == 'linux' else 1
+    number = min(torch.get_num_threads(), cores, MOST_PROCESSES, len(items))
+    if number < 2:
         return [function(item) for item in items]
     try:
         answers = _answers(function, items, number)
