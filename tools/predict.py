@@ -5,12 +5,13 @@ Example:
     python tools/predict.py CONFIG CHECKPOINT clip.mp4 0 rtsp://camera.local/stream --format jsonl coco
     python tools/predict.py EXPORTED holiday.jpg    # a folder of mmdet-diffusion export, without torch
 
-A number is a camera. What cannot be read is named and the others go on; the exit status is 1 then. Ctrl-C ends the run,
-and what was found until then is in the files.
+A number is a camera. What cannot be read is named and the others go on; the exit status is 1 then. Ctrl-C or SIGTERM
+ends the run, and what was found until then is in the files.
 """
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -193,4 +194,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: services and containers stop programs so
     sys.exit(main())

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import weakref
@@ -447,6 +448,20 @@ def test_what_was_found_until_ctrl_c_is_in_the_files(clip, checkpoint, monkeypat
     assert len(json.loads(Path('predictions/predictions.coco.json').read_text())['images']) == 3
     with VideoFrames(Video('predictions/vis/clip.mp4', False)) as frames:
         assert len(list(frames)) == 3
+    assert not [name for name in os.listdir('predictions') if name.startswith('.')]
+
+
+def test_sigterm_leaves_whole_files_too(folder, checkpoint):
+    for number in range(200):
+        shutil.copy('pictures/a.png', f'pictures/{number:03}.png')
+    command = [sys.executable, '-m', 'mmdet_diffusion', 'predict', SHAPES, str(checkpoint), 'pictures', '--device', 'cpu']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env=dict(os.environ, PYTHONUNBUFFERED='1')) as process:
+        assert any('objects' in line for line in process.stdout)
+        process.terminate()
+        _, errors = process.communicate()
+    assert (process.returncode, errors.splitlines()[-1]) == (130, 'mmdet-diffusion: interrupted')
+    assert 1 <= len(written()['images']) < 200
     assert not [name for name in os.listdir('predictions') if name.startswith('.')]
 
 
