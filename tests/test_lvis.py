@@ -171,3 +171,7 @@ def test_detectors_are_compared_with_intervals(trained, root):
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     text = (out / 'compare.md').read_text()
     assert 'no difference shown between a 1x10 and b 1x10: +0.0 AP' in text and 'lvis/bbox_APr' in text
+    rows = [line for line in text.split('## By class')[1].split('##')[0].splitlines() if line.startswith('|')]
+    assert len(rows) == 2 + 40 and f'of the 40 classes of {len(CLASSES)} in which detectors differ most' in text
+    first, _ = json.loads((out / 'compare.json').read_text())['detectors']
+    assert list(first['class_ap']) == list(CLASSES)

@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,6 +21,7 @@ from .error_types import KINDS, image_errors
 from .learning_curves import draw_curves
 
 SHEET = 6  # worst images
+CLASSES = 40  # rows of a table
 SCORE = 0.3  # detections drawn above it
 
 
@@ -56,13 +58,24 @@ class ContestReport:
             rows.append([one.name, *cells, f'{low:.3f} to {high:.3f}', *_deviations(one.metrics['AP'])])
         return rows
 
+    def class_ap(self) -> dict[str, dict[str, float]]:
+        """AP of each class by detector, mean over trainings and seeds."""
+        values = {}
+        for one in self.outcomes:
+            runs = [matches.class_ap() for training in one.contestant.trainings for matches in training]
+            values[one.name] = {label: mean(run[label] for run in runs) for label in runs[0]}
+        return values
+
     def by_class(self) -> list[list[str]]:
-        """AP of each class, mean over trainings and seeds."""
-        values = {one.name: [matches.class_ap() for training in one.contestant.trainings for matches in training]
-                  for one in self.outcomes}
-        classes = list(next(iter(values.values()))[0])
-        return [['detector', *classes], *([name, *(_value(mean(run[label] for run in runs)) for label in classes)]
-                                          for name, runs in values.items())]
+        """AP of each class; where there are more than :data:`CLASSES`, of those in which detectors differ most."""
+        values = self.class_ap()
+        objects = Counter(self.truth.cats[one['category_id']]['name'] for one in self.truth.anns.values())
+        columns = {label: [of_one[label] for of_one in values.values()] for label in next(iter(values.values()))}
+        classes = list(columns)
+        if len(classes) > CLASSES:
+            classes = sorted(classes, key=lambda label: min(columns[label]) - max(columns[label]))[:CLASSES]
+        return [['class', 'objects', *values],
+                *([label, str(objects[label]), *map(_value, columns[label])] for label in classes)]
 
     def costs(self) -> list[list[str]]:
         """The cost card."""
@@ -110,7 +123,7 @@ class ContestReport:
         mended = self.mended()
         sections = [
             ('Accuracy', 'Means over trainings and sampling seeds; a deviation needs two.', self.accuracy()),
-            ('By class', 'AP.', self.by_class()),
+            ('By class', self._words_on_classes(), self.by_class()),
             ('Cost', f'Times of one image at a time, detectors in turn, without loading, on {self.machine}. The peak '
              'memory is that of a process that loads the detector and tests one image.', self.costs()),
             ('Errors', 'AP50 that each kind costs (number of errors), after TIDE, arXiv:2008.08115; first training, '
@@ -122,6 +135,12 @@ class ContestReport:
              'kind more or fewer.', mended),
         ]
         return sections if len(mended) > 1 else sections[:-1]
+
+    def _words_on_classes(self) -> str:
+        number = len(self.truth.cats)
+        if number <= CLASSES:
+            return 'AP.'
+        return f'AP of the {CLASSES} classes of {number} in which detectors differ most; compare.json has all.'
 
     def markdown(self) -> str:
         """The page as text."""
@@ -151,10 +170,12 @@ class ContestReport:
 
     def json(self) -> str:
         """All figures, unrounded."""
+        class_ap = self.class_ap()
         content = dict(
             machine=self.machine, failures=dict(self.failures), verdicts=self.verdicts(),
-            detectors=[dict(name=one.name, metrics=one.metrics, cost=one.cost, errors=one.errors._asdict(),
-                            interval=self.intervals[one.name]._asdict()) for one in self.outcomes],
+            detectors=[dict(name=one.name, metrics=one.metrics, class_ap=class_ap[one.name], cost=one.cost,
+                            errors=one.errors._asdict(), interval=self.intervals[one.name]._asdict())
+                       for one in self.outcomes],
             differences=[dict(first=a, second=b, **found._asdict()) for (a, b), found in self.differences.items()])
         return json.dumps(content, indent=1) + '\n'
 

@@ -76,11 +76,11 @@ def first_samples(dataset: Dataset, number: int) -> list[dict]:
     return [dataset[place] for place in range(min(number, len(dataset)))]
 
 
-def peak_memory() -> int:
-    """MiB: highest resident memory of this process so far, or what CUDA held at most where it is in use."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() // 2**20
-    return peak_bytes() // 2**20
+def peak_memory(device: torch.device) -> float:
+    """MiB: highest resident memory of this process so far, or on a GPU the highest size of all tensors."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return peak_bytes() / 2**20
 
 
 def training_seconds(checkpoint: Path) -> float | None:

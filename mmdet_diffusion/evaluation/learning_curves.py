@@ -69,7 +69,7 @@ def learning_curve(work_dir: Path, metric: str = 'bbox_mAP') -> Curve:
 
 def draw_curves(curves: Mapping[str, Sequence[Curve]], path: Path, *, metric: str = 'AP', with_losses: bool = False
                 ) -> bool:
-    """Plot curves by name, over iterations and over seconds; False where no training was validated.
+    """Plot curves by name, over iterations and over seconds; False where there is nothing to draw.
 
     Args:
         curves (Mapping[str, Sequence[Curve]]): trainings by the name of what was trained.
@@ -78,26 +78,29 @@ def draw_curves(curves: Mapping[str, Sequence[Curve]], path: Path, *, metric: st
         with_losses (bool): training losses too, in a third panel.
     """
     import matplotlib.pyplot as plt
-    drawn = [(name, curve) for name, runs in curves.items() for curve in runs if curve.values]
+    drawn = [(name, curve) for name, runs in curves.items() for curve in runs
+             if curve.values or (with_losses and curve.losses)]
     if not drawn:
         return False
-    figure, panels = plt.subplots(1, 2 + with_losses, figsize=(5.5 * (2 + with_losses), 4.2), layout='constrained')
+    number = 2 * any(curve.values for _, curve in drawn) + with_losses
+    figure, panels = plt.subplots(1, number, figsize=(5.5 * number, 4.2), layout='constrained', squeeze=False)
+    of_metric, of_losses = panels[0, :number - with_losses], panels[0, -1]
     colours = {name: f'C{place}' for place, name in enumerate(curves)}
     named = set()
     for name, curve in drawn:
         style = dict(color=colours[name], label=None if name in named else name)
         named.add(name)
-        for axes, places in zip(panels, (curve.iterations, curve.seconds), strict=False):
+        for axes, places in zip(of_metric, (curve.iterations, curve.seconds), strict=False):
             axes.plot(places, curve.values, 'o-', markersize=4, **style)
         if with_losses:
-            panels[2].plot(*zip(*curve.losses, strict=True), linewidth=1, **style)
-    panels[0].set(xlabel='iterations', ylabel=metric)
-    panels[1].set(xlabel='seconds of training', ylabel=metric)
+            of_losses.plot(*zip(*curve.losses, strict=True), linewidth=1, **style)
+    for axes, label in zip(of_metric, ('iterations', 'seconds of training'), strict=False):
+        axes.set(xlabel=label, ylabel=metric)
     if with_losses:
-        panels[2].set(xlabel='iterations', ylabel='loss of training', yscale='log')
-    for axes in panels:
+        of_losses.set(xlabel='iterations', ylabel='loss of training', yscale='log')
+    for axes in panels[0]:
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+    panels[0, 0].legend(fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format=path.suffix.lstrip('.') or 'png')
     plt.close(figure)

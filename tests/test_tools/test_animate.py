@@ -56,6 +56,18 @@ def test_panels_are_those_of_steps_and_stages(capsys):
     assert not [name for name in os.listdir('.') if name.startswith('.')]
 
 
+@pytest.mark.parametrize(('args', 'boxes'), [
+    ([], 9),
+    (['--boxes', '12'], 12)])
+def test_cfg_options_count_where_the_arguments_say_nothing(capsys, args, boxes):
+    options = ['--cfg-options', 'model.test_cfg.num_proposals=9', 'model.test_cfg.sampling_timesteps=1']
+    command = [SHAPES, 'model.pth', 'picture.png', '--out', 'way.png', '--size', '64', '--device', 'cpu']
+    assert animate.main([*command, *args, *options]) == 0
+    assert f' of {boxes} boxes end' in capsys.readouterr().out
+    with Image.open('way.png') as image:
+        assert image.height < 2 * 64  # a row, of the one step
+
+
 @pytest.mark.parametrize(('args', 'refusal'), [
     (['none.pth', 'picture.png'], '^there is no checkpoint none.pth$'),
     (['model.pth', 'none.png'], '^there is no picture none.png$'),

@@ -114,6 +114,17 @@ def test_errors_stand_by_size_and_crowding_and_what_another_setting_mends(done):
     assert int(cells[-1]) == other['counts']['missed'] - first['counts']['missed']
 
 
+def test_each_class_has_its_objects_and_the_ap_of_every_detector(done):
+    found = {one['name']: one['class_ap'] for one in json.loads((done / 'compare.json').read_text())['detectors']}
+    text = (done / 'compare.md').read_text()
+    header, _, *rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in
+                        text.split('## By class')[1].split('##')[0].splitlines() if line.startswith('|')]
+    assert header == ['class', 'objects', *found]
+    assert [row[0] for row in rows] == list(found['fcos'])
+    assert f'{sum(int(row[1]) for row in rows)} objects' in text
+    assert rows[0][2:] == [f'{of_one[rows[0][0]]:.3f}' for of_one in found.values()]
+
+
 def test_what_could_not_be_tested_is_named_and_the_rest_compared(done):
     content = json.loads((done / 'compare.json').read_text())
     assert 'not of this config' in content['failures']['wrong']

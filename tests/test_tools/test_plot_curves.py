@@ -55,6 +55,17 @@ def test_losses_take_a_panel_of_their_own(runs):
     assert sizes[1] > 1.4 * sizes[0]
 
 
+def test_losses_of_a_training_without_validation_are_drawn_alone(runs, capsys):
+    write_log(runs / 'losses', '20260101', [dict(loss=2.0, time=0.5, iter=10), dict(loss=1.5, time=0.5, iter=20)])
+    assert curves.main([str(runs / 'losses'), '--loss', '--out', str(runs / 'a.png')]) == 0
+    assert 'losses: not validated; loss 1.500 after 20 iterations' in capsys.readouterr().out
+    alone = Image.open(runs / 'a.png').width
+    curves.main([str(runs / 'losses'), str(runs / 'ours'), '--loss', '--out', str(runs / 'b.png')])
+    assert Image.open(runs / 'b.png').width > 2.5 * alone
+    with pytest.raises(SystemExit, match='it was not validated'):
+        curves.main([str(runs / 'losses'), '--out', str(runs / 'c.png')])
+
+
 @pytest.mark.parametrize(('args', 'refusal'), [
     (['ours', '--metric', 'mAP'], "^ours has no 'mAP' in its logs .*; it has bbox_mAP, bbox_mAP_50$"),
     (['none'], '^there is no folder none$'),

@@ -93,7 +93,7 @@ def print_peak_memory(args: argparse.Namespace) -> None:
         model.bbox_head.test_cfg = dict(model.bbox_head.test_cfg or {}, **args.settings[0].values())
     with torch.no_grad():
         model.test_step(pseudo_collate([sample]))
-    print(peak_memory())
+    print(round(peak_memory(torch.device(args.device))))
 
 
 def measured_memory(args: argparse.Namespace, words: list[str], at: DialSetting | None) -> int | None:

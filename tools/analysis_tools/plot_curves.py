@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     curves = {}
     for name, folder in args.runs:
         curve = learning_curve(folder, args.metric)
-        if not curve.values:
+        if not curve.values and not (args.loss and curve.losses):
             known = ', '.join(metric_names(folder))
             raise SystemExit(f'{folder} has no {args.metric!r} in its logs (*/vis_data/scalars.json); '
                              + (f'it has {known}' if known else 'it was not validated, or is no work folder'))
@@ -58,6 +58,10 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit(f'cannot write {args.out}: {error.strerror or error}') from error
     for name, runs in curves.items():
         for curve in runs:
+            if not curve.values:
+                step, loss = curve.losses[-1]
+                print(f'{name}: not validated; loss {loss:.3f} after {step} iterations')
+                continue
             best = max(range(len(curve.values)), key=curve.values.__getitem__)
             print(f'{name}: {args.metric} {curve.values[-1]:.3f} after {curve.iterations[-1]} iterations, '
                   f'{curve.seconds[-1]:.0f} s; best {curve.values[best]:.3f} after {curve.iterations[best]}')

@@ -12,17 +12,10 @@ import torch
 from benchmark_models import Sizes, build_model, training_step
 from mmengine.config import Config
 
-from diffusiondet_runtime.memory import peak_bytes
+from mmdet_diffusion.evaluation.cost_card import peak_memory
 from mmdet_diffusion.host_memory import keep_freed_memory
 
 STEPS = 2  # the first makes the optimiser's state and the gradients, the second has them
-
-
-def peak(device: torch.device) -> float:
-    """Highest use so far, MiB."""
-    if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return peak_bytes() / 2**20
 
 
 def main() -> int:
@@ -39,12 +32,12 @@ def main() -> int:
     if args.keep_memory:
         keep_freed_memory()
     config = Config.fromfile(args.config)
-    before = peak(args.device)
+    before = peak_memory(args.device)
     model = build_model(config, args.boxes, stock=args.extractor == 'stock').to(args.device)
     step = training_step(model, config, Sizes(training_image=tuple(args.image), training_objects=tuple(args.objects)))
     for _ in range(STEPS):
         step()
-    print(json.dumps(dict(MiB=peak(args.device) - before)))
+    print(json.dumps(dict(MiB=peak_memory(args.device) - before)))
     return 0
 
 

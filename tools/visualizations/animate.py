@@ -14,6 +14,11 @@ import sys
 from pathlib import Path
 
 ENDINGS = ('.webp', '.gif', '.png')
+# Argument: its key in model.test_cfg, what it is without either, and help.
+DIAL = dict(
+    boxes=('num_proposals', 100, 'number of boxes to start from'),
+    steps=('sampling_timesteps', 4, 'sampling steps'),
+    seed=('seed', 0, 'of the boxes to start from'))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -23,9 +28,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='path or address')
     parser.add_argument('picture', type=Path)
     parser.add_argument('--out', type=Path, default=Path('denoising.webp'), help='default: denoising.webp')
-    parser.add_argument('--boxes', type=int, default=100, help='number of boxes to start from (default 100)')
-    parser.add_argument('--steps', type=int, default=4, help='sampling steps (default 4)')
-    parser.add_argument('--seed', type=int, default=0, help='of the boxes to start from (default 0)')
+    for name, (key, value, words) in DIAL.items():
+        parser.add_argument(f'--{name}', type=int, help=f'{words} (default: model.test_cfg.{key} of --cfg-options, '
+                            f'else {value})')
     parser.add_argument('--score-thr', type=float, default=0.4, help='of what counts as an object (default 0.4)')
     parser.add_argument('--size', type=int, help='pixels of the longer side (default: 480, of a panel 240)')
     parser.add_argument('--max-mib', type=float, default=2.0, help='most MiB of an animation (default 2)')
@@ -37,7 +42,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.size is None:
         args.size = 240 if args.out.suffix.lower() == '.png' else 480
     for name, least in (('boxes', 1), ('steps', 1), ('size', 16)):
-        if getattr(args, name) < least:
+        if getattr(args, name) is not None and getattr(args, name) < least:
             parser.error(f'--{name} must be at least {least}, got {getattr(args, name)}')
     if not args.max_mib > 0:
         parser.error(f'--max-mib must be above 0, got {args.max_mib}')
@@ -47,6 +52,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if not args.out.resolve().parent.is_dir() or not os.access(args.out.resolve().parent, os.W_OK):
         raise SystemExit(f'--out {args.out}: the folder is not there or may not be written')
     return args
+
+
+def dial_of(args: argparse.Namespace) -> dict:
+    """Values of ``model.test_cfg``, but for those that ``--cfg-options`` alone give."""
+    told = {option.split('=')[0] for option in args.cfg_options}
+    given = {key: (getattr(args, name), value) for name, (key, value, _) in DIAL.items()}
+    return {key: value if argument is None else argument for key, (argument, value) in given.items()
+            if argument is not None or f'model.test_cfg.{key}' not in told}
 
 
 def followed(predictor, path: Path, size: int) -> tuple:
@@ -73,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     from mmdet_diffusion.visualization import draw_story, write_animation
     from mmdet_diffusion.whole_file import write_whole_file
 
-    predictor = predictor_of(args, dict(sampling_timesteps=args.steps, num_proposals=args.boxes, seed=args.seed))
+    predictor = predictor_of(args, dial_of(args))
     picture, moments = followed(predictor, args.picture, args.size)
     try:
         if args.out.suffix.lower() == '.png':
@@ -86,8 +99,9 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit(str(error)) from error
     except OSError as error:
         raise SystemExit(f'cannot write {args.out}: {error.strerror or error}') from error
-    found = int((moments[-1].scores > args.score_thr).sum())
-    print(f'{args.out}: {found} of {args.boxes} boxes end above {args.score_thr}')
+    scores = moments[-1].scores
+    found = int((scores > args.score_thr).sum())
+    print(f'{args.out}: {found} of {len(scores)} boxes end above {args.score_thr}')
     return 0
 
 
