@@ -28,7 +28,7 @@ from mmdet_diffusion_cli.commands import COMMANDS
 
 SCRIPTS = {command.name: command.script for command in COMMANDS}
 # Programs that are not of this project: their words are not looked at.
-FOREIGN = {'git', 'mkdir', 'cp', 'export', 'for', 'do', 'done', 'srun', 'torchrun'}
+FOREIGN = {'git', 'mkdir', 'cp', 'export', 'for', 'do', 'done', 'srun', 'torchrun', 'python3.11', '.'}
 EXTRAS = set(re.findall(r"'(\w+)': ", (REPOSITORY / 'setup.py').read_text()))
 MARKED = [block for block in BLOCKS if block.language != 'bash' and not block.language.startswith('{')]  # Sphinx's
 
@@ -92,7 +92,7 @@ def checked_line(words):
     elif program == 'make':
         checked_make(args)
     elif program == 'pip':
-        assert args[0] == 'install'
+        assert args[0] in ('install', 'wheel')
         extras = {extra for arg in args for extra in re.findall(r'(?:mmdet_diffusion|\.)\[([\w,]+)\]', arg)}
         assert {part for extra in extras for part in extra.split(',')} <= EXTRAS
     else:
@@ -107,8 +107,8 @@ def checked_config(args):
     if name == 'exported':  # in place of a config
         return
     known = 'diffusiondet_r18_fpn_1xb4-4k_shapes' if name == 'CONFIG' else name
-    if name.startswith('my_configs/diffusiondet/'):  # where `configs copy` puts it
-        known = Path(name).stem
+    if name.startswith('my_configs/'):  # that `configs new` makes
+        known = load_tool('misc/configs.py').new_config.BASE
     assert known in list_configs() or (REPOSITORY / known).is_file(), f'there is no config {name}'
     options = {key: value for key, value in dict(getattr(args, 'cfg_options', None) or {}).items()
                if key.startswith('model.')}

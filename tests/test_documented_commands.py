@@ -42,7 +42,7 @@ train_cfg = dict(max_iters=2, val_interval=2)
 """
 # Lines that this test does not run: a pattern, and the test that runs the program, or else why none does.
 ELSEWHERE = {
-    r'(pip|git|mkdir|cp|for|do|done|export)( .*)?': 'no program of this project',
+    r'(pip|git|mkdir|cp|for|do|done|export|python3.11|\.)( .*)?': 'no program of this project',
     r'make .*': 'tests/test_tools/test_makefile.py',
     r'mmdet-diffusion demo': 'tests/test_tools/test_demo.py',
     r'(srun )?torchrun .*': 'tests/test_main_job.py',
@@ -82,7 +82,7 @@ def small(words):
     line = []
     for word in words:
         name, _, value = word.rpartition('=')
-        if Path(value).name.removesuffix('.py') in ('CONFIG', *list_configs()):
+        if value.startswith('my_configs/') or Path(value).name.removesuffix('.py') in ('CONFIG', *list_configs()):
             word = f'{name}=CONFIG.py' if name else 'CONFIG.py'
         elif word in ('CHECKPOINT', '$CHECKPOINT') or word.endswith('.pth'):
             word = 'CHECKPOINT.pth'
@@ -95,7 +95,11 @@ def small(words):
 def prepare(folder):
     """What the lines of a document find in the current folder."""
     load_tool('dataset_converters/make_shapes.py').make_set(folder / 'data' / 'shapes', num_train=4, num_val=2, size=64)
-    (folder / 'data' / 'bccd').symlink_to('shapes')
+    for name in ('bccd', 'mine'):
+        (folder / 'data' / name).mkdir()
+        (folder / 'data' / name / 'images').symlink_to('../shapes/train')
+    (folder / 'data' / 'bccd' / 'annotations').symlink_to('../shapes/annotations')
+    (folder / 'data' / 'mine' / 'annotations.json').symlink_to('../shapes/annotations/train.json')
     (folder / 'CONFIG.py').write_text(SMALL.format(base=config_path(SHAPES)))
     register_all_modules(init_default_scope=True)
     torch.manual_seed(0)

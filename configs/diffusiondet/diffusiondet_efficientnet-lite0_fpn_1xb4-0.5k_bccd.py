@@ -32,4 +32,4 @@ model = dict(
         loss_centerness=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.0)),
     test_cfg=dict(num_proposals=300, start_noise='even'))
 
-optim_wrapper = dict(optimizer=dict(lr=7e-4))
+default_hooks = dict(checkpoint=dict(interval=100, max_keep_ckpts=1))

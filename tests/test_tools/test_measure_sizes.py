@@ -8,10 +8,10 @@ import sys
 import pytest
 from mmengine.config import Config
 
+from mmdet_diffusion.object_sizes import SMALLEST_DEVIATION, measure_sizes
 from mmdet_diffusion.task_modules import DiffusionBoxSampler
-from mmdet_diffusion.testing import REPOSITORY, load_tool
+from mmdet_diffusion.testing import REPOSITORY
 
-tool = load_tool('analysis_tools/measure_sizes.py')
 SCRIPT = REPOSITORY / 'tools/analysis_tools/measure_sizes.py'
 
 
@@ -21,16 +21,16 @@ def annotations(*boxes, **values):
 
 
 def test_mean_and_deviation_are_those_of_the_objects():
-    sizes = tool.measure_sizes(annotations((20, 10), (80, 40)))
+    sizes = measure_sizes(annotations((20, 10), (80, 40)))
     assert sizes.num_objects == 2
     assert sizes.log_scale == (round(math.log(0.2), 3), round(math.log(2), 3))
-    assert sizes.log_aspect == (0, tool.SMALLEST_DEVIATION)  # equal shapes: not a deviation of 0
+    assert sizes.log_aspect == (0, SMALLEST_DEVIATION)  # equal shapes: not a deviation of 0
 
 
 def test_crowds_and_boxes_without_area_do_not_count():
     content = annotations((20, 10), (80, 40))
     content['annotations'] += annotations((199, 99), iscrowd=1)['annotations'] + annotations((0, 50))['annotations']
-    assert tool.measure_sizes(content) == tool.measure_sizes(annotations((20, 10), (80, 40)))
+    assert measure_sizes(content) == measure_sizes(annotations((20, 10), (80, 40)))
 
 
 def test_the_printed_lines_build_a_sampler(tmp_path):

@@ -454,9 +454,9 @@ def test_what_was_found_until_ctrl_c_is_in_the_files(clip, checkpoint, monkeypat
 def test_sigterm_leaves_whole_files_too(folder, checkpoint):
     for number in range(200):
         shutil.copy('pictures/a.png', f'pictures/{number:03}.png')
-    command = [sys.executable, '-m', 'mmdet_diffusion', 'predict', SHAPES, str(checkpoint), 'pictures', '--device', 'cpu']
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          env=dict(os.environ, PYTHONUNBUFFERED='1')) as process:
+    words = ['predict', SHAPES, str(checkpoint), 'pictures', '--device', 'cpu']
+    with subprocess.Popen([sys.executable, '-m', 'mmdet_diffusion', *words], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True, env=dict(os.environ, PYTHONUNBUFFERED='1')) as process:
         assert any('objects' in line for line in process.stdout)
         process.terminate()
         _, errors = process.communicate()

@@ -4,83 +4,16 @@ Example:
     python tools/analysis_tools/measure_sizes.py data/bccd/annotations/train.json
 
 Takes annotation files in COCO format; of training alone, as what is measured becomes part of the model.
+`mmdet-diffusion configs new` writes a whole config with them.
 """
 
 import argparse
-import json
-import math
 import sys
 from pathlib import Path
-from statistics import mean, pstdev
-from typing import NamedTuple
 
-SMALLEST_DEVIATION = 0.05  # a set of nearly equal objects: noise would have no sizes to choose from
+from mmdet_diffusion_cli import light_module
 
-
-class Sizes(NamedTuple):
-    """What :class:`SizeBBoxCoder` takes.
-
-    Attributes:
-        num_objects (int): that were measured.
-        log_scale (tuple[float, float]): mean and deviation of log sqrt(w h), w and h in shares of the image.
-        log_aspect (tuple[float, float]): mean and deviation of log sqrt(w / h).
-    """
-
-    num_objects: int
-    log_scale: tuple[float, float]
-    log_aspect: tuple[float, float]
-
-
-def read_annotations(path: Path) -> dict:
-    """The content of an annotation file.
-
-    Raises:
-        ValueError: if it is not there, no JSON, or has no images and annotations; the message is for the user.
-    """
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except OSError as error:
-        raise ValueError(f'{path} cannot be read: {error.strerror}') from error
-    except ValueError as error:
-        raise ValueError(f'{path} is no JSON: {error}') from error
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ('images',
-                                                                                               'annotations')):
-        raise ValueError(f'{path} has no lists of "images" and "annotations" as COCO annotation files have')
-    return content
-
-
-def measure_sizes(content: dict) -> Sizes:
-    """Measure the objects of a COCO annotation file; crowds and boxes without area are left out.
-
-    Raises:
-        ValueError: if there are fewer than two objects, or one lacks its image or its box.
-    """
-    scales, aspects = [], []
-    try:
-        image_sizes = {image['id']: (image['width'], image['height']) for image in content['images']}
-        for annotation in content['annotations']:
-            width, height = (side / full for side, full in zip(annotation['bbox'][2:], image_sizes[
-                annotation['image_id']], strict=True))
-            if width > 0 and height > 0 and not annotation.get('iscrowd'):
-                scales.append(math.log(width * height) / 2)
-                aspects.append(math.log(width / height) / 2)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f'an image or annotation is not as in COCO files ({type(error).__name__}: {error})') from error
-    if len(scales) < 2:
-        raise ValueError(f'it has {len(scales)} objects with an area; sizes need two at least, and mean little below '
-                         "about 50: keep the paper's frame, box_sampler.signal_scale=2.0, for such a set")
-    return Sizes(len(scales), _law(scales), _law(aspects))
-
-
-def _law(values: list[float]) -> tuple[float, float]:
-    return round(mean(values), 3), round(max(pstdev(values), SMALLEST_DEVIATION), 3)
-
-
-def config_lines(sizes: Sizes) -> str:
-    """Lines of a config, inside ``model.bbox_head``."""
-    return ('box_sampler=dict(\n'
-            "    signal_scale=None, padding='start',\n"
-            f"    coder=dict(type='SizeBBoxCoder', log_scale={sizes.log_scale}, log_aspect={sizes.log_aspect})),")
+object_sizes = light_module('object_sizes')  # importing the package takes seconds
 
 
 def main() -> None:
@@ -89,10 +22,11 @@ def main() -> None:
     parser.add_argument('annotations', type=Path, help='COCO annotation file of the training set')
     args = parser.parse_args()
     try:
-        sizes = measure_sizes(read_annotations(args.annotations))
+        sizes = object_sizes.measure_sizes(object_sizes.read_annotations(args.annotations))
     except ValueError as error:
         sys.exit(f'measure_sizes.py: {args.annotations}: {error}')
-    print(f'# {sizes.num_objects} objects of {args.annotations}; in model.bbox_head:\n{config_lines(sizes)}')
+    print(f'# {sizes.num_objects} objects of {args.annotations}; in model.bbox_head:')
+    print(object_sizes.config_lines(sizes))
 
 
 if __name__ == '__main__':

@@ -1,13 +1,22 @@
-"""The configs of the package by name: list them, show one in full, or copy one to edit.
+"""The configs of the package by name: list them, show one in full, copy one to edit, or write one for your own data.
 
-A copy is the config with the files that it inherits from, so that it keeps its comments and works wherever it lies.
+A copy is the config with the files that it inherits from, so that it keeps its comments and works wherever it lies. A
+new one is measured from annotation files in COCO format: classes, sizes of objects and input, number of boxes.
+
+Example:
+    mmdet-diffusion configs new my_configs/cells.py --train train.json --val val.json --images images
+    mmdet-diffusion configs new my_configs/cells.py --train all.json --images images    # a fifth is kept to validate
 """
 
 import argparse
 import ast
+import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import new_config
 
 from mmdet_diffusion_cli import light_module
 
@@ -34,6 +43,51 @@ def show(name: str) -> str:
         raise SystemExit(str(error)) from error
     from mmengine.config import Config  # not at the top: the other commands need only the standard library
     return Config.fromfile(path, import_custom_modules=False).pretty_text
+
+
+def new(target: Path, train_file: Path, val_file: Path | None, images: Sequence[Path], val_share: float) -> list[str]:
+    """Write a config for a data set, and the files that it inherits from; gives what there is to say of it.
+
+    Args:
+        target (Path): of the config.
+        train_file (Path): annotations in COCO's form.
+        val_file (Path | None): the same, to validate. None: a part of the training file, written beside the config.
+        images (Sequence[Path]): folder of the pictures, or those of either file.
+        val_share (float): that part.
+
+    Raises:
+        SystemExit: if a file is not as it should be, is there already, or cannot be written; nothing is written then.
+    """
+    parts = {}
+    try:
+        train = new_config.read_file(train_file, images[0])
+        if val_file is None:
+            train, val = new_config.split(train, val_share)
+            train_file, val_file = (target.with_name(f'{target.stem}_{name}.json') for name in ('train', 'val'))
+            parts = {train_file: json.dumps(train), val_file: json.dumps(val)}
+        else:
+            val = new_config.read_file(val_file, images[-1])
+        data = new_config.data_set(train, val)
+        parts[target] = new_config.config_text(data, (train_file, val_file), (images[0], images[-1]))
+    except ValueError as error:
+        raise SystemExit(f'no config was written: {error}') from error
+    taken = [path for path in parts if path.exists()]
+    if taken:
+        raise SystemExit(f'{taken[0]} is there; nothing was written. Choose another name')
+    copy(new_config.BASE, target.parent)
+    try:
+        for path, text in parts.items():
+            write(path, text.encode())
+    except OSError as error:
+        raise SystemExit(f'cannot write to {target.parent}: {error.strerror}') from error
+    names = {image['file_name'] for image in train['images']} & {image['file_name'] for image in val['images']}
+    names = names if images[0] == images[-1] else set()
+    return [*map(str, parts), parts[target].splitlines()[0].lstrip('# '),
+            *([f'left out, without an object to learn from: {", ".join(data.left_out)}'] if data.left_out else []),
+            *([f'WARNING: {len(names)} pictures are both trained on and validated, such as {min(names)}'] if names
+              else []),
+            'next:', f'  mmdet-diffusion train {target} --work-dir work_dirs/{target.stem}',
+            f'  mmdet-diffusion dial {target} work_dirs/{target.stem}/iter_500.pth --settings 1x100 1x300 4x300']
 
 
 def copy(name: str, folder: Path) -> Path:
@@ -77,14 +131,29 @@ def find(name: str) -> str:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest='command', required=True, metavar='{list,show,copy}')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='{list,show,copy,new}')
     commands.add_parser('list', help='names of all configs')
     shown = commands.add_parser('show', help='print a config with all that it inherits')
     copied = commands.add_parser('copy', help='copy a config and the files that it inherits from')
     for command in (shown, copied):
         command.add_argument('name', help='as `list` prints it')
     copied.add_argument('folder', type=Path, nargs='?', default=Path('configs'), help='default: configs')
-    return parser.parse_args(argv)
+    made = commands.add_parser('new', help='write a config for annotation files in COCO format')
+    made.add_argument('config', type=Path, help='file to write, such as my_configs/cells.py')
+    made.add_argument('--train', type=Path, required=True, help='annotation file to train on')
+    made.add_argument('--val', type=Path, help='annotation file to validate; default: a part of the other')
+    made.add_argument('--val-share', type=float, default=0.2, help='that part of the pictures (default 0.2)')
+    made.add_argument('--images', type=Path, nargs='+', required=True, metavar='FOLDER',
+                      help='of the pictures; two where those of the second file are elsewhere')
+    args = parser.parse_args(argv)
+    if args.command == 'new':
+        if args.config.suffix != '.py' or not args.config.stem.isidentifier():
+            parser.error(f'a config is a file such as cells.py, of letters, digits and underscores; got {args.config}')
+        if len(args.images) > (2 if args.val else 1):
+            parser.error(f'--images takes a folder for each annotation file, got {len(args.images)} folders')
+        if not 0 < args.val_share < 1:
+            parser.error(f'--val-share must lie between 0 and 1, got {args.val_share}')
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -94,8 +163,10 @@ def main(argv: list[str] | None = None) -> int:
         print('\n'.join(zoo.list_configs()))
     elif args.command == 'show':
         print(show(args.name))
-    else:
+    elif args.command == 'copy':
         print(copy(args.name, args.folder))
+    else:
+        print('\n'.join(new(args.config, args.train, args.val, args.images, args.val_share)))
     return 0
 
 
