@@ -34,8 +34,8 @@ def small_batch():
 
 def test_there_are_the_detectors_of_the_comparison():
     others = {'deformable-detr', 'faster-rcnn', 'fcos', 'retinanet', 'sparse-rcnn'}
-    assert sorted(map(names, FILES)) == sorted(
-        {'diffusiondet-bccd', *(f'{name}-{data}' for name in others for data in ('bccd', 'shapes'))})
+    compared = {f'{name}-{data}' for name in others for data in ('bccd', 'shapes')}
+    assert sorted(map(names, FILES)) == sorted({'diffusiondet-bccd', 'diffusiondet-large-shapes', *compared})
 
 
 @pytest.mark.parametrize('file', FILES, ids=names)
