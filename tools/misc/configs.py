@@ -12,11 +12,13 @@ import argparse
 import ast
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import new_config
+import own_annotations
 
 from mmdet_diffusion_cli import light_module
 
@@ -46,48 +48,44 @@ def show(name: str) -> str:
 
 
 def new(target: Path, train_file: Path, val_file: Path | None, images: Sequence[Path], val_share: float) -> list[str]:
-    """Write a config for a data set, and the files that it inherits from; gives what there is to say of it.
+    """Write a config for a data set, its annotation files and what it inherits from; gives what there is to say of it.
 
     Args:
         target (Path): of the config.
-        train_file (Path): annotations in COCO's form.
-        val_file (Path | None): the same, to validate. None: a part of the training file, written beside the config.
+        train_file (Path): annotations in COCO format.
+        val_file (Path | None): the same, to validate. None: a part of the training file.
         images (Sequence[Path]): folder of the pictures, or those of either file.
         val_share (float): that part.
 
     Raises:
         SystemExit: if a file is not as it should be, is there already, or cannot be written; nothing is written then.
     """
-    parts = {}
+    folders = [Path(os.path.abspath(folder)) for folder in (images[0], images[-1])]
     try:
-        train = new_config.read_file(train_file, images[0])
-        if val_file is None:
-            train, val = new_config.split(train, val_share)
-            train_file, val_file = (target.with_name(f'{target.stem}_{name}.json') for name in ('train', 'val'))
-            parts = {train_file: json.dumps(train), val_file: json.dumps(val)}
-        else:
-            val = new_config.read_file(val_file, images[-1])
-        data = new_config.data_set(train, val)
-        parts[target] = new_config.config_text(data, (train_file, val_file), (images[0], images[-1]))
+        train = own_annotations.read_file(train_file, folders[0])
+        train, val = (own_annotations.split(train, val_share) if val_file is None else
+                      (train, own_annotations.read_file(val_file, folders[1])))
+        data = own_annotations.data_set(train, val)
+        texts = {target: new_config.config_text(data, target.stem, *folders),
+                 **{target.with_name(f'{target.stem}_{name}.json'): json.dumps(content)
+                    for name, content in (('train', data.train), ('val', data.val))}}
     except ValueError as error:
         raise SystemExit(f'no config was written: {error}') from error
-    taken = [path for path in parts if path.exists()]
-    if taken:
-        raise SystemExit(f'{taken[0]} is there; nothing was written. Choose another name')
-    copy(new_config.BASE, target.parent)
     try:
-        for path, text in parts.items():
+        taken = [path for path, text in texts.items() if path.exists() and path.read_text(encoding='utf-8') != text]
+        if taken:
+            raise SystemExit(f'{taken[0]} is there and is another; nothing was written. Choose another name')
+        copy(new_config.BASE, target.parent)
+        for path, text in texts.items():
             write(path, text.encode())
     except OSError as error:
-        raise SystemExit(f'cannot write to {target.parent}: {error.strerror}') from error
-    names = {image['file_name'] for image in train['images']} & {image['file_name'] for image in val['images']}
-    names = names if images[0] == images[-1] else set()
-    return [*map(str, parts), parts[target].splitlines()[0].lstrip('# '),
-            *([f'left out, without an object to learn from: {", ".join(data.left_out)}'] if data.left_out else []),
-            *([f'WARNING: {len(names)} pictures are both trained on and validated, such as {min(names)}'] if names
-              else []),
-            'next:', f'  mmdet-diffusion train {target} --work-dir work_dirs/{target.stem}',
-            f'  mmdet-diffusion dial {target} work_dirs/{target.stem}/iter_500.pth --settings 1x100 1x300 4x300']
+        raise SystemExit(f'cannot write {target}: {error.strerror}') from error
+    config, work_dir = shlex.quote(str(target)), shlex.quote(f'work_dirs/{target.stem}')
+    boxes = new_config.num_boxes(data.train)[0]
+    return [*map(str, texts), texts[target].splitlines()[0].lstrip('# '), *data.notes,
+            *own_annotations.overlap(data, *folders), *new_config.warnings(data),
+            'next:', f'  mmdet-diffusion train {config} --work-dir {work_dir}',
+            f'  mmdet-diffusion dial {config} {work_dir}/iter_500.pth --settings 1x{boxes} 1x{3 * boxes} 4x{3 * boxes}']
 
 
 def copy(name: str, folder: Path) -> Path:
@@ -98,6 +96,9 @@ def copy(name: str, folder: Path) -> Path:
     """
     source = Path(find(name)).resolve()
     copies = {file: folder / file.relative_to(zoo.config_folder()) for file in bases(source)}
+    for parent in {parent for target in copies.values() for parent in target.parents}:
+        if parent.exists() and not parent.is_dir():
+            raise SystemExit(f'cannot write to {folder}: {parent} is no folder')
     for file, target in copies.items():
         if target.exists() and (target.is_dir() or target.read_bytes() != file.read_bytes()):
             raise SystemExit(f'{target} is there and is another; nothing was copied. Choose another folder')
@@ -142,13 +143,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     made.add_argument('config', type=Path, help='file to write, such as my_configs/cells.py')
     made.add_argument('--train', type=Path, required=True, help='annotation file to train on')
     made.add_argument('--val', type=Path, help='annotation file to validate; default: a part of the other')
-    made.add_argument('--val-share', type=float, default=0.2, help='that part of the pictures (default 0.2)')
+    made.add_argument('--val-share', type=float, help='that part of the pictures (default 0.2)')
     made.add_argument('--images', type=Path, nargs='+', required=True, metavar='FOLDER',
                       help='of the pictures; two where those of the second file are elsewhere')
     args = parser.parse_args(argv)
     if args.command == 'new':
-        if args.config.suffix != '.py' or not args.config.stem.isidentifier():
+        if args.config.suffix != '.py' or not args.config.stem.isidentifier() or len(args.config.stem) > 100:
             parser.error(f'a config is a file such as cells.py, of letters, digits and underscores; got {args.config}')
+        if {'_base_', 'benchmark', 'diffusiondet'} & set(args.config.parent.parts[-1:]):
+            parser.error(f'{args.config.parent} is for the files that configs inherit from; choose another folder')
+        if args.val is not None and args.val_share is not None:
+            parser.error('--val-share goes without --val')
+        args.val_share = 0.2 if args.val_share is None else args.val_share
         if len(args.images) > (2 if args.val else 1):
             parser.error(f'--images takes a folder for each annotation file, got {len(args.images)} folders')
         if not 0 < args.val_share < 1:

@@ -1,33 +1,29 @@
-"""A config for a data set of one's own: what its annotation files say, and the text that follows from it."""
+"""A config for a data set of one's own: what is chosen for it, and the text."""
 
 import math
-import random
-import statistics
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from mmdet_diffusion_cli import light_module
+import own_annotations
 
-annotation_faults = light_module('annotation_faults')  # importing the package takes seconds
-object_sizes = light_module('object_sizes')
+object_sizes = own_annotations.object_sizes
 
 BASE = 'diffusiondet_efficientnet-lite0_fpn_1xb4-0.5k_bccd'
-WANTED_PIXELS = 16  # of the smallest objects but one in twenty, as the network sees them
-SMALLEST_INPUT, LARGEST_INPUT = 320, 1333  # longer side
+WANTED_PIXELS, TOO_FEW_PIXELS = 16, 10  # of the smallest objects but one in twenty, as the network sees them
+SMALLEST_INPUT, LARGEST_INPUT = 320, 1344  # longer side
 TRAINED_BOXES, MOST_BOXES = 100, 500
+COUNTED = 100  # detections of a class in an image, in COCO's AP
 TEMPLATE = """# {summary}
 # What is particular to the data is here; the files below have the model and all that helps while little has been seen
 # (docs/custom_dataset.md). The environment variable MAX_ITERS makes the training longer than 500 iterations.
 _base_ = ['diffusiondet/{base}.py']
 
 metainfo = dict(classes={classes})
-train_file = {train_file!r}
-val_file = {val_file!r}
-train_images = {train_images!r}
-val_images = {val_images!r}
-size = {size}  # pixels of the longer side: {why_size}
+train_file = '{{{{ fileDirname }}}}/{stem}_train.json'  # beside this file
+val_file = '{{{{ fileDirname }}}}/{stem}_val.json'
+train_images = {train_images}
+val_images = {val_images}
+size = {size}  # pixels of the longer side: 19 of 20 objects are {smallest:.0f} or more then
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -58,150 +54,93 @@ model = dict(
         num_proposals={boxes},  # in training: the fullest image has {fullest} objects
         # Sizes of the {num_objects} objects; part of the model, so that its checkpoints want these figures.
         box_sampler=dict(coder=dict(log_scale={log_scale}, log_aspect={log_aspect}))),
-    test_cfg=dict(num_proposals={test_boxes}))  # free to change at any time, with the steps
+    test_cfg=dict(num_proposals={test_boxes}, max_per_img={test_boxes}))  # free to change at any time, with the steps
 """
 
 
-class DataSet(NamedTuple):
-    """Two annotation files in COCO's form, read and checked.
+def input_size(content: dict) -> tuple[int, float]:
+    """Pixels of the longer side, and those of the objects that one in twenty goes below.
 
-    Attributes:
-        train (dict): content of the training file.
-        val (dict): of the validation file.
-        classes (tuple[str, ...]): that have objects to learn from, in the order of the files.
-        left_out (tuple[str, ...]): categories without any.
-    """
-
-    train: dict
-    val: dict
-    classes: tuple[str, ...]
-    left_out: tuple[str, ...]
-
-
-def read_file(path: Path, images: Path) -> dict:
-    """The content of an annotation file whose pictures are there.
-
-    Raises:
-        ValueError: names the file and the first thing that is wrong.
-    """
-    content = object_sizes.read_annotations(path)
-    fault = annotation_faults.first_fault(content) or annotation_faults.first_missing_key(content)
-    if fault is None:
-        fault = _first_wrong_reference(content) or _first_missing_picture(content, images)
-    if fault is not None:
-        raise ValueError(f'{path}: {fault}')
-    return content
-
-
-def _first_wrong_reference(content: dict) -> str | None:
-    known = {key: {entry['id'] for entry in content[section]} for key, section in (('image_id', 'images'),
-                                                                                  ('category_id', 'categories'))}
-    for index, annotation in enumerate(content['annotations']):
-        for key, ids in known.items():
-            if annotation[key] not in ids:
-                return f'annotations[{index}] has the {key} {annotation[key]!r}, which the file does not list'
-    twice = [name for name, number in Counter(one['name'] for one in content['categories']).items() if number > 1]
-    return f'two categories are called {twice[0]!r}' if twice else None
-
-
-def _first_missing_picture(content: dict, images: Path) -> str | None:
-    missing = [one['file_name'] for one in content['images'] if not (images / one.get('file_name', '')).is_file()]
-    if not missing:
-        return None
-    return f'{len(missing)} of {len(content["images"])} pictures are not in {images}, such as {missing[0]}'
-
-
-def split(content: dict, share: float) -> tuple[dict, dict]:
-    """One annotation file as two, its images drawn at random, the same ones each time.
+    Large enough for the small objects, no larger than most pictures that hold objects.
 
     Args:
-        content (dict): checked by :func:`read_file`.
-        share (float): of the images that are to validate, at least one on each side.
-
-    Raises:
-        ValueError: if there are fewer than two images.
+        content (dict): training file of a :class:`own_annotations.DataSet`.
     """
-    images = sorted(content['images'], key=lambda image: str(image['file_name']))
-    if len(images) < 2:
-        raise ValueError('one image cannot be split into training and validation')
-    random.Random(0).shuffle(images)
-    number = min(max(round(share * len(images)), 1), len(images) - 1)
-
-    def part(images: list[dict]) -> dict:
-        ids = {image['id'] for image in images}
-        kept = [one for one in content['annotations'] if one['image_id'] in ids]
-        return dict(content, images=images, annotations=kept)
-
-    return part(images[number:]), part(images[:number])
-
-
-def data_set(train: dict, val: dict) -> DataSet:
-    """What both files have in common.
-
-    Raises:
-        ValueError: if the training file has no objects, or the validation file lacks classes or has another order.
-    """
-    used = {one['category_id'] for one in train['annotations']}
-    classes = tuple(one['name'] for one in train['categories'] if one['id'] in used)
-    if not classes:
-        raise ValueError('the training file has no objects')
-    in_val = tuple(one['name'] for one in val['categories'] if one['name'] in classes)
-    if in_val != classes:
-        raise ValueError(f'the training file lists the classes as {classes}, the validation file as {in_val}; both '
-                         'need the same ones in the same order')
-    left_out = tuple(one['name'] for one in train['categories'] if one['id'] not in used)
-    return DataSet(train, val, classes, left_out)
-
-
-def input_size(content: dict) -> tuple[int, str]:
-    """Pixels of the longer side, and why: large enough for the small objects, no larger than the pictures."""
     sides = {image['id']: max(image['width'], image['height']) for image in content['images']}
-    shares = sorted(math.sqrt(width * height) / sides[one['image_id']] for one in content['annotations']
-                    for width, height in [one['bbox'][2:]] if width > 0 and height > 0)
-    share = shares[len(shares) // 20]
-    pictures = statistics.median(sides.values())
-    size = 32 * math.ceil(min(max(WANTED_PIXELS / share, SMALLEST_INPUT), LARGEST_INPUT, pictures) / 32)
-    return size, f'19 of 20 objects are {share * size:.0f} or more then; most pictures have {pictures:.0f}'
+    shares, pictures = zip(*sorted(
+        (math.sqrt(one['bbox'][2] * one['bbox'][3]) / sides[one['image_id']], sides[one['image_id']])
+        for one in content['annotations'] if not one['iscrowd']), strict=True)
+    share, largest = shares[len(shares) // 20], sorted(pictures)[9 * len(pictures) // 10]
+    size = 32 * math.ceil(min(max(WANTED_PIXELS / share, SMALLEST_INPUT), LARGEST_INPUT, largest) / 32)
+    return size, share * size
 
 
 def num_boxes(content: dict) -> tuple[int, int]:
     """Boxes in training, three times the objects of the fullest image, and those objects."""
-    fullest = max(Counter(one['image_id'] for one in content['annotations']).values())
+    fullest = max(Counter(one['image_id'] for one in content['annotations'] if not one['iscrowd']).values())
     return min(max(50 * math.ceil(3 * fullest / 50), TRAINED_BOXES), MOST_BOXES), fullest
 
 
-def config_text(data: DataSet, files: Sequence[Path], images: Sequence[Path]) -> str:
+def config_text(data: own_annotations.DataSet, stem: str, train_images: Path, val_images: Path) -> str:
     """The config.
 
     Args:
-        data (DataSet): that was measured.
-        files (Sequence[Path]): to train on and to validate, as the config names them.
-        images (Sequence[Path]): folders of the pictures of each.
+        data (DataSet): that is measured.
+        stem (str): name of the config, with which those of its annotation files begin.
+        train_images (Path): folder of the pictures to train on.
+        val_images (Path): of those to validate.
 
     Raises:
-        ValueError: if the objects are too few to measure.
+        ValueError: if there is a single object.
     """
     sizes = object_sizes.measure_sizes(data.train)
-    size, why_size = input_size(data.train)
+    size, smallest = input_size(data.train)
     boxes, fullest = num_boxes(data.train)
     summary = (f'{len(data.train["images"])} pictures to train on, {len(data.val["images"])} to validate, '
                f'{len(data.classes)} class{"es" * (len(data.classes) > 1)}.')
     return TEMPLATE.format(
-        summary=summary, base=BASE, classes=_written(data.classes), train_file=str(files[0]), val_file=str(files[1]),
-        train_images=f'{images[0]}/', val_images=f'{images[1]}/', size=size, why_size=why_size,
+        summary=summary, base=BASE, classes=_written_names(data.classes), stem=stem,
+        train_images=_written(f'{train_images}/'), val_images=_written(f'{val_images}/'), size=size, smallest=smallest,
         num_classes=len(data.classes), boxes=boxes, fullest=fullest, num_objects=sizes.num_objects,
         log_scale=sizes.log_scale, log_aspect=sizes.log_aspect, test_boxes=3 * boxes)
 
 
-def _written(classes: tuple[str, ...]) -> str:
-    """A tuple in Python, in lines of 120 characters at most."""
+def warnings(data: own_annotations.DataSet) -> list[str]:
+    """What the choice cannot make good."""
+    size, smallest = input_size(data.train)
+    boxes, fullest = num_boxes(data.train)
+    of_a_class = Counter((one['image_id'], one['category_id']) for one in data.val['annotations']
+                         if not one['iscrowd']).most_common(1)[0][1]
+    found = []
+    if smallest < TOO_FEW_PIXELS:
+        found.append(f'WARNING: one in twenty objects has less than {smallest:.0f} pixels at the input of {size}: cut '
+                     'the pictures into tiles')
+    if fullest > boxes:
+        found.append(f'WARNING: an image has {fullest} objects, more than the {boxes} boxes in training: cut the '
+                     'pictures into tiles')
+    if of_a_class > COUNTED:
+        found.append(f"WARNING: an image has {of_a_class} objects of a class, and COCO's AP counts {COUNTED} "
+                     'detections of a class in an image, so that it stays low')
+    if size > SMALLEST_INPUT:
+        found.append(f'an input of {size} pixels: about {(size / SMALLEST_INPUT)**2:.0f} times the time of '
+                     f'{SMALLEST_INPUT}')
+    return found
+
+
+def _written(text: str) -> str:
+    """Text in Python in which mmengine substitutes nothing."""
+    return repr(text).replace('{{', '{\\x7b')
+
+
+def _written_names(names: tuple[str, ...]) -> str:
+    """A tuple in Python, in lines of 120 characters at most but for longer names."""
     lines, line = [], ''
-    for name in map(repr, classes):
+    for name in map(_written, names):
         if line and len(line) + len(name) > 100:
             lines.append(line)
             line = ''
         line += f'{name}, '
     lines.append(line)
-    if len(lines) == 1 and len(classes) > 1:
-        return f'({line.rstrip(", ")})'
-    return '(\n    ' + '\n    '.join(one.rstrip() for one in lines) + '\n)' if len(lines) > 1 else f'({line.rstrip()})'
+    if len(lines) > 1:
+        return '(\n    ' + '\n    '.join(one.rstrip() for one in lines) + '\n)'
+    return f'({line.rstrip(", ") if len(names) > 1 else line.rstrip()})'
