@@ -95,11 +95,12 @@ def small(words):
 def prepare(folder):
     """What the lines of a document find in the current folder."""
     load_tool('dataset_converters/make_shapes.py').make_set(folder / 'data' / 'shapes', num_train=4, num_val=2, size=64)
+    for name in ('bccd/annotations/train.json', 'bccd/annotations/val.json', 'mine/annotations.json'):
+        file = folder / 'data' / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.symlink_to(folder / 'data' / 'shapes' / 'annotations' / 'train.json')
     for name in ('bccd', 'mine'):
-        (folder / 'data' / name).mkdir()
         (folder / 'data' / name / 'images').symlink_to('../shapes/train')
-    (folder / 'data' / 'bccd' / 'annotations').symlink_to('../shapes/annotations')
-    (folder / 'data' / 'mine' / 'annotations.json').symlink_to('../shapes/annotations/train.json')
     (folder / 'CONFIG.py').write_text(SMALL.format(base=config_path(SHAPES)))
     register_all_modules(init_default_scope=True)
     torch.manual_seed(0)
