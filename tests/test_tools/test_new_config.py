@@ -190,12 +190,13 @@ def test_a_few_small_pictures_do_not_choose_the_input():
 
 @pytest.mark.parametrize(('side', 'objects', 'words'), [
     (4000, 3, r'less than 9 pixels at the input of 1344: cut .* tiles\nan .* about 18 times the time of 320'),
+    (100, 3, 'at the input of 128: a larger size in the config enlarges them'),
     (400, 600, 'an image has 600 objects, more than the 500 boxes in training'),
     (400, 202, "an image has 101 objects of a class, and COCO's AP counts 100 detections")])
 def test_what_cannot_be_made_good_is_said(side, objects, words):
     content = annotations(2, side=side, objects=objects)
     for one in content['annotations']:
-        one['bbox'][2:] = [27.0, 27.0]
+        one['bbox'][2:] = [7.0, 7.0] if side == 100 else [27.0, 27.0]
     data = own_annotations.DataSet(content, content, ('bolt', 'nut'), ())
     assert re.search(words, '\n'.join(new_config.warnings(data)))
 

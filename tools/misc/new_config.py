@@ -113,8 +113,9 @@ def warnings(data: own_annotations.DataSet) -> list[str]:
                          if not one['iscrowd']).most_common(1)[0][1]
     found = []
     if smallest < TOO_FEW_PIXELS:
-        found.append(f'WARNING: one in twenty objects has less than {smallest:.0f} pixels at the input of {size}: cut '
-                     'the pictures into tiles')
+        cure = 'cut the pictures into tiles' if size == LARGEST_INPUT else 'a larger size in the config enlarges them'
+        found.append(f'WARNING: one in twenty objects has less than {smallest:.0f} pixels at the input of {size}: '
+                     f'{cure}')
     if fullest > boxes:
         found.append(f'WARNING: an image has {fullest} objects, more than the {boxes} boxes in training: cut the '
                      'pictures into tiles')
