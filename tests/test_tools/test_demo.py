@@ -31,14 +31,14 @@ def test_iterations_fill_the_minutes():
     assert speed.iterations(0.01) == demo.TRIAL  # no less than was timed
 
 
-@pytest.mark.parametrize(('iterations', 'warm_iterations'), [(6, 1), (40, 4), (500, 50), (4000, 100), (20000, 100)])
+@pytest.mark.parametrize(('iterations', 'warm_iterations'), [(6, 0), (40, 4), (500, 50), (4000, 100), (20000, 100)])
 def test_the_learning_rate_falls_to_zero_at_the_end_of_any_length(monkeypatch, iterations, warm_iterations):
     monkeypatch.setenv('MAX_ITERS', str(iterations))
     config = Config.fromfile(config_path(demo.CONFIG))
-    warm_up, decay = config.param_scheduler
+    *warm_up, decay = config.param_scheduler
     assert config.train_cfg.max_iters == config.train_cfg.val_interval == iterations == decay.end
-    assert (warm_up.begin, warm_up.end) == (0, warm_iterations)
-    assert (decay.begin, decay.T_max) == (warm_up.end, iterations - warm_up.end)  # down to eta_min at the very end
+    assert [(one.begin, one.end) for one in warm_up] == [(0, warm_iterations)] * bool(warm_iterations)
+    assert (decay.begin, decay.T_max) == (warm_iterations, iterations - warm_iterations)  # eta_min at the very end
     assert decay.eta_min == 0
 
 

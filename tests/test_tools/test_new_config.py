@@ -179,6 +179,20 @@ def test_boxes_are_three_times_the_objects_of_the_fullest_image(objects, boxes):
     assert new_config.num_boxes(annotations(2, objects=objects)) == (boxes, objects)
 
 
+@pytest.mark.parametrize(('length', 'sides'), [(None, [320]), ('999', [320]), ('1500', [288, 320, 352])])
+def test_a_long_training_has_pictures_that_vary(here, monkeypatch, length, sides):
+    monkeypatch.delenv('MAX_ITERS', raising=False)
+    if length:
+        monkeypatch.setenv('MAX_ITERS', length)
+    call(annotations(), '--flips', 'all', val=annotations(4, first=20))
+    cfg = Config.fromfile('mine/parts.py')
+    _, _, resize, flip, *rest = cfg.train_pipeline
+    assert resize.scales == [(side, side) for side in sides]
+    assert flip.direction == ['horizontal', 'vertical', 'diagonal']
+    assert [one.type for one in rest] == ['PhotoMetricDistortion'] * (len(sides) > 1) + ['PackDetInputs']
+    assert len(DATASETS.build(cfg.train_dataloader.dataset)[0]['data_samples'].gt_instances)
+
+
 def test_a_few_small_pictures_do_not_choose_the_input():
     content = annotations(10, side=1600)
     for image in content['images'][:3]:

@@ -47,7 +47,8 @@ def show(name: str) -> str:
     return Config.fromfile(path, import_custom_modules=False).pretty_text
 
 
-def new(target: Path, train_file: Path, val_file: Path | None, images: Sequence[Path], val_share: float) -> list[str]:
+def new(target: Path, train_file: Path, val_file: Path | None, images: Sequence[Path], val_share: float,
+        flips: str) -> list[str]:
     """Write a config for a data set, its annotation files and what it inherits from; gives what there is to say of it.
 
     Args:
@@ -56,6 +57,7 @@ def new(target: Path, train_file: Path, val_file: Path | None, images: Sequence[
         val_file (Path | None): the same, to validate. None: a part of the training file.
         images (Sequence[Path]): folder of the pictures, or those of either file.
         val_share (float): that part.
+        flips (str): in training, ``horizontal`` or ``all``.
 
     Raises:
         SystemExit: if a file is not as it should be, is there already, or cannot be written; nothing is written then.
@@ -66,7 +68,7 @@ def new(target: Path, train_file: Path, val_file: Path | None, images: Sequence[
         train, val = (own_annotations.split(train, val_share) if val_file is None else
                       (train, own_annotations.read_file(val_file, folders[1])))
         data = own_annotations.data_set(train, val)
-        texts = {target: new_config.config_text(data, target.stem, *folders),
+        texts = {target: new_config.config_text(data, target.stem, *folders, flips),
                  **{target.with_name(f'{target.stem}_{name}.json'): json.dumps(content)
                     for name, content in (('train', data.train), ('val', data.val))}}
     except ValueError as error:
@@ -146,6 +148,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     made.add_argument('--val-share', type=float, help='that part of the pictures (default 0.2)')
     made.add_argument('--images', type=Path, nargs='+', required=True, metavar='FOLDER',
                       help='of the pictures; two where those of the second file are elsewhere')
+    made.add_argument('--flips', choices=list(new_config.FLIPS), default='horizontal',
+                      help='all: of pictures without an up and down, as from microscopes or from above')
     args = parser.parse_args(argv)
     if args.command == 'new':
         if args.config.suffix != '.py' or not args.config.stem.isidentifier() or len(args.config.stem) > 100:
@@ -172,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     elif args.command == 'copy':
         print(copy(args.name, args.folder))
     else:
-        print('\n'.join(new(args.config, args.train, args.val, args.images, args.val_share)))
+        print('\n'.join(new(args.config, args.train, args.val, args.images, args.val_share, args.flips)))
     return 0
 
 

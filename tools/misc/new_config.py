@@ -13,6 +13,10 @@ WANTED_PIXELS, TOO_FEW_PIXELS = 16, 10  # of the smallest objects but one in twe
 SMALLEST_INPUT, LARGEST_INPUT = 320, 1344  # longer side
 TRAINED_BOXES, MOST_BOXES = 100, 500
 COUNTED = 100  # detections of a class in an image, in COCO's AP
+LONG = 1000  # iterations from which augmentation pays: of 500 and 1500 that were tried, docs/custom_dataset.md
+FLIPS = dict(
+    horizontal='prob=0.5',
+    all="prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']")
 TEMPLATE = """# {summary}
 # What is particular to the data is here; the files below have the model and all that helps while little has been seen
 # (docs/custom_dataset.md). The environment variable MAX_ITERS makes the training longer than 500 iterations.
@@ -25,11 +29,15 @@ train_images = {train_images}
 val_images = {val_images}
 size = {size}  # pixels of the longer side: 19 of 20 objects are {smallest:.0f} or more then
 
+# A long training needs pictures that vary in size and colour, too; a short one is slowed by it.
+is_long = int('{{{{$MAX_ITERS:500}}}}') >= {long}
+sizes = [round(0.9 * size), size, round(1.1 * size)] if is_long else [size]
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(size, size), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
+    dict(type='RandomChoiceResize', scales=[(side, side) for side in sizes], keep_ratio=True),
+    dict(type='RandomFlip', {flips}),
+    *([dict(type='PhotoMetricDistortion', hue_delta=9)] if is_long else []),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
@@ -81,7 +89,7 @@ def num_boxes(content: dict) -> tuple[int, int]:
     return min(max(50 * math.ceil(3 * fullest / 50), TRAINED_BOXES), MOST_BOXES), fullest
 
 
-def config_text(data: own_annotations.DataSet, stem: str, train_images: Path, val_images: Path) -> str:
+def config_text(data: own_annotations.DataSet, stem: str, train_images: Path, val_images: Path, flips: str) -> str:
     """The config.
 
     Args:
@@ -89,6 +97,7 @@ def config_text(data: own_annotations.DataSet, stem: str, train_images: Path, va
         stem (str): name of the config, with which those of its annotation files begin.
         train_images (Path): folder of the pictures to train on.
         val_images (Path): of those to validate.
+        flips (str): key of :data:`FLIPS`.
 
     Raises:
         ValueError: if there is a single object.
@@ -101,6 +110,7 @@ def config_text(data: own_annotations.DataSet, stem: str, train_images: Path, va
     return TEMPLATE.format(
         summary=summary, base=BASE, classes=_written_names(data.classes), stem=stem,
         train_images=_written(f'{train_images}/'), val_images=_written(f'{val_images}/'), size=size, smallest=smallest,
+        long=LONG, flips=FLIPS[flips],
         num_classes=len(data.classes), boxes=boxes, fullest=fullest, num_objects=sizes.num_objects,
         log_scale=sizes.log_scale, log_aspect=sizes.log_aspect, test_boxes=3 * boxes)
 
