@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import functools
 import html
 import io
 import json
@@ -58,6 +59,7 @@ class ContestReport:
             rows.append([one.name, *cells, f'{low:.3f} to {high:.3f}', *_deviations(one.metrics['AP'])])
         return rows
 
+    @functools.cached_property
     def class_ap(self) -> dict[str, dict[str, float]]:
         """AP of each class by detector, mean over trainings and seeds."""
         values = {}
@@ -68,7 +70,7 @@ class ContestReport:
 
     def by_class(self) -> list[list[str]]:
         """AP of each class; where there are more than :data:`CLASSES`, of those in which detectors differ most."""
-        values = self.class_ap()
+        values = self.class_ap
         objects = Counter(self.truth.cats[one['category_id']]['name'] for one in self.truth.anns.values())
         columns = {label: [of_one[label] for of_one in values.values()] for label in next(iter(values.values()))}
         classes = list(columns)
@@ -170,10 +172,9 @@ class ContestReport:
 
     def json(self) -> str:
         """All figures, unrounded."""
-        class_ap = self.class_ap()
         content = dict(
             machine=self.machine, failures=dict(self.failures), verdicts=self.verdicts(),
-            detectors=[dict(name=one.name, metrics=one.metrics, class_ap=class_ap[one.name], cost=one.cost,
+            detectors=[dict(name=one.name, metrics=one.metrics, class_ap=self.class_ap[one.name], cost=one.cost,
                             errors=one.errors._asdict(), interval=self.intervals[one.name]._asdict())
                        for one in self.outcomes],
             differences=[dict(first=a, second=b, **found._asdict()) for (a, b), found in self.differences.items()])

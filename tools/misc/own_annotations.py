@@ -155,16 +155,16 @@ def split(content: dict, share: float) -> tuple[dict, dict]:
             classes[_source(by_id[one['image_id']])].add(one['category_id'])
     sources = sorted({_source(image) for image in content['images']})
     random.Random(0).shuffle(sources)
-    left = Counter(label for source in sources for label in classes.get(source, ()))
-    val = set()
-    for members in ([one for one in sources if one in classes], [one for one in sources if one not in classes]):
-        wanted = max(round(share * len(members)), int(members[:1] != [] and members[0] in classes))
-        for source in members:
-            if len(val & set(members)) < wanted and all(left[label] > 1 for label in classes.get(source, ())):
-                val.add(source)
-                left.subtract(classes.get(source, ()))
-    if not any(source in classes for source in val):
+    without_objects = [source for source in sources if source not in classes]
+    left = Counter(label for labels in classes.values() for label in labels)
+    wanted, val = max(round(share * len(classes)), 1), set()
+    for source in sources:
+        if source in classes and len(val) < wanted and all(left[label] > 1 for label in classes[source]):
+            val.add(source)
+            left.subtract(classes[source])
+    if not val:
         raise ValueError('too few pictures with objects to keep some of each class to validate; name a file with --val')
+    val.update(without_objects[:round(share * len(without_objects))])
 
     def part(kept: Callable[[dict], bool]) -> dict:
         images = [image for image in content['images'] if kept(image)]
