@@ -212,7 +212,7 @@ def test_what_cannot_be_made_good_is_said(side, objects, words):
     for one in content['annotations']:
         one['bbox'][2:] = [7.0, 7.0] if side == 100 else [27.0, 27.0]
     data = own_annotations.DataSet(content, content, ('bolt', 'nut'), ())
-    assert re.search(words, '\n'.join(new_config.warnings(data)))
+    assert re.search(words, '\n'.join(new_config.warnings(data, new_config.choose(data))))
 
 
 def test_there_is_room_for_the_detections_of_full_images(here):

@@ -68,7 +68,8 @@ def new(target: Path, train_file: Path, val_file: Path | None, images: Sequence[
         train, val = (own_annotations.split(train, val_share) if val_file is None else
                       (train, own_annotations.read_file(val_file, folders[1])))
         data = own_annotations.data_set(train, val)
-        texts = {target: new_config.config_text(data, target.stem, *folders, flips),
+        chosen = new_config.choose(data)
+        texts = {target: new_config.config_text(data, chosen, target.stem, *folders, flips),
                  **{target.with_name(f'{target.stem}_{name}.json'): json.dumps(content)
                     for name, content in (('train', data.train), ('val', data.val))}}
     except ValueError as error:
@@ -83,11 +84,11 @@ def new(target: Path, train_file: Path, val_file: Path | None, images: Sequence[
     except OSError as error:
         raise SystemExit(f'cannot write {target}: {error.strerror}') from error
     config, work_dir = shlex.quote(str(target)), shlex.quote(f'work_dirs/{target.stem}')
-    boxes = new_config.num_boxes(data.train)[0]
     return [*map(str, texts), texts[target].splitlines()[0].lstrip('# '), *data.notes,
-            *own_annotations.overlap(data, *folders), *new_config.warnings(data),
+            *own_annotations.overlap(data, *folders), *new_config.warnings(data, chosen),
             'next:', f'  mmdet-diffusion train {config} --work-dir {work_dir}',
-            f'  mmdet-diffusion dial {config} {work_dir}/iter_500.pth --settings 1x{boxes} 1x{3 * boxes} 4x{3 * boxes}']
+            f'  mmdet-diffusion dial {config} {work_dir}/iter_500.pth --settings '
+            f'1x{chosen.boxes} 1x{3 * chosen.boxes} 4x{3 * chosen.boxes}']
 
 
 def copy(name: str, folder: Path) -> Path:

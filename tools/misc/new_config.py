@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import own_annotations
 
@@ -66,6 +67,27 @@ model = dict(
 """
 
 
+class Choice(NamedTuple):
+    """What is chosen for a data set, and what for.
+
+    Attributes:
+        size (int): pixels of the longer side of the network's input.
+        smallest (float): pixels of the objects there that one in twenty goes below.
+        boxes (int): in training.
+        fullest (int): objects of the fullest image.
+    """
+
+    size: int
+    smallest: float
+    boxes: int
+    fullest: int
+
+
+def choose(data: own_annotations.DataSet) -> Choice:
+    """Input and boxes for the objects to train on."""
+    return Choice(*input_size(data.train), *num_boxes(data.train))
+
+
 def input_size(content: dict) -> tuple[int, float]:
     """Pixels of the longer side, and those of the objects that one in twenty goes below.
 
@@ -89,11 +111,13 @@ def num_boxes(content: dict) -> tuple[int, int]:
     return min(max(50 * math.ceil(3 * fullest / 50), TRAINED_BOXES), MOST_BOXES), fullest
 
 
-def config_text(data: own_annotations.DataSet, stem: str, train_images: Path, val_images: Path, flips: str) -> str:
+def config_text(data: own_annotations.DataSet, chosen: Choice, stem: str, train_images: Path, val_images: Path,
+                flips: str) -> str:
     """The config.
 
     Args:
         data (DataSet): that is measured.
+        chosen (Choice): for it.
         stem (str): name of the config, with which those of its annotation files begin.
         train_images (Path): folder of the pictures to train on.
         val_images (Path): of those to validate.
@@ -103,22 +127,17 @@ def config_text(data: own_annotations.DataSet, stem: str, train_images: Path, va
         ValueError: if there is a single object.
     """
     sizes = object_sizes.measure_sizes(data.train)
-    size, smallest = input_size(data.train)
-    boxes, fullest = num_boxes(data.train)
     summary = (f'{len(data.train["images"])} pictures to train on, {len(data.val["images"])} to validate, '
                f'{len(data.classes)} class{"es" * (len(data.classes) > 1)}.')
     return TEMPLATE.format(
         summary=summary, base=BASE, classes=_written_names(data.classes), stem=stem,
-        train_images=_written(f'{train_images}/'), val_images=_written(f'{val_images}/'), size=size, smallest=smallest,
-        long=LONG, flips=FLIPS[flips],
-        num_classes=len(data.classes), boxes=boxes, fullest=fullest, num_objects=sizes.num_objects,
-        log_scale=sizes.log_scale, log_aspect=sizes.log_aspect, test_boxes=3 * boxes)
+        train_images=_written(f'{train_images}/'), val_images=_written(f'{val_images}/'), long=LONG, flips=FLIPS[flips],
+        num_classes=len(data.classes), test_boxes=3 * chosen.boxes, **chosen._asdict(), **sizes._asdict())
 
 
-def warnings(data: own_annotations.DataSet) -> list[str]:
+def warnings(data: own_annotations.DataSet, chosen: Choice) -> list[str]:
     """What the choice cannot make good."""
-    size, smallest = input_size(data.train)
-    boxes, fullest = num_boxes(data.train)
+    size, smallest, boxes, fullest = chosen
     of_a_class = Counter((one['image_id'], one['category_id']) for one in data.val['annotations']
                          if not one['iscrowd']).most_common(1)[0][1]
     found = []
