@@ -21,7 +21,7 @@ MAY_IMPORT = dict(
     prediction={'input_checks'}, command_line={'config_zoo', 'input_checks', 'launch', 'prediction'},
     whole_file=set(), visualization=TASK | {'whole_file'}, operator_count=set(), half_precision=set(),
     annotation_categories={'annotation_faults'}, annotation_faults=set(), object_sizes=set(),
-    loops=set(),
+    loops={'hooks'},
     backbones=set(), evaluation=TASK | PARTS | {'heads', 'detectors', 'input_checks', 'prediction', 'whole_file'},
     web=TASK | PARTS | {'detectors', 'prediction', 'visualization'},
     optim={'half_precision'}, __main__=set(), deployment=TASK | PARTS | {'heads'},

@@ -7,6 +7,7 @@ from mmengine.dist import get_rank
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from .emptied_dataset import refuse_emptied_dataset
 from .seeded_batches import SeededBatches, seed_draws
 
 SEED = 'seed_of_draws'  # its name in mmengine's message hub
@@ -33,7 +34,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         dynamic_intervals (list[tuple[int, int]], optional): from an iteration on, another ``val_interval``.
 
     Raises:
-        ValueError: if the data loader has no indices in batches.
+        ValueError: if the data loader has no indices in batches, or a data set has no image left.
     """
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, max_iters: int, val_begin: int = 1,
@@ -41,7 +42,11 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         self._diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
         # A data loader that was built elsewhere keeps its order, as does a sampler with a seed of its own.
         self._sets_order = isinstance(dataloader, dict) and dataloader['sampler'].get('seed') is None
-        built = runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=self._diff_rank_seed)
+        try:
+            built = runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=self._diff_rank_seed)
+        except ValueError as error:
+            refuse_emptied_dataset(error)
+            raise
         batches = SeededBatches(built)
         # Not the loader itself: of that mmengine would start the workers now, before the seed of a resumed training
         # is known.
