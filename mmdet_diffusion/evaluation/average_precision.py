@@ -19,7 +19,7 @@ NO_OBJECTS = -1.0  # as pycocotools says it
 # Of an image of LVIS, whose classes are not all looked for in every image: those that are not there, and those of which
 # not all objects are annotated (Gupta et al. 2019, arXiv:1908.03195, Sec. 2.1).
 FEDERATED = ('neg_category_ids', 'not_exhaustive_category_ids')
-MAX_DETECTIONS, MAX_LVIS_DETECTIONS = 100, 300  # of an image
+MAX_DETECTIONS, MAX_LVIS_DETECTIONS = 100, 300  # of a class in an image; of an image
 BLOCK = 50  # weightings computed at once
 Array = np.ndarray
 

@@ -2,17 +2,23 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 
 import torch
+from mmengine.config import Config
 from torch import Tensor
+
+import mmcv_stand_in
 
 from ..version import __version__
 
-PACKAGE = Path(__file__).resolve().parents[1]
-STACK = ('torch', 'mmengine', 'mmdet', 'numpy', 'pycocotools')
+PACKAGE = 'mmdet_diffusion'
+STACK = ('torch', 'mmengine', 'mmcv', 'mmdet', 'numpy', 'pycocotools')
 
 
 def content_key(parts: Mapping[str, object]) -> str:
@@ -54,16 +60,37 @@ def data_digest(images: Iterable[Mapping[str, object]]) -> str:
     return digest.hexdigest()
 
 
-def code_digest() -> dict[str, str]:
-    """Version and SHA-256 of this package's sources, and versions of what it stands on."""
-    digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob('*.py')):
-        digest.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
-    return dict(mmdet_diffusion=__version__, sources=digest.hexdigest(), **{name: _version(name) for name in STACK})
+def code_digest(config: Config) -> dict[str, str]:
+    """What computes: versions of this package and of what it stands on, which operators mmcv has, and SHA-256 of the
+    sources of this package, of the stand-ins where they are in use, and of what a config imports (``custom_imports``).
+
+    Args:
+        config (Config): whose imports have been done.
+    """
+    imports = (config.get('custom_imports') or {}).get('imports', ())
+    names = {PACKAGE, *([imports] if isinstance(imports, str) else imports)}
+    operators = 'compiled'
+    if mmcv_stand_in.is_active():
+        operators = 'stand-ins'
+        names.add('mmcv_stand_in')
+    sources = {name: _sources(sys.modules[name]) for name in sorted(names) if name in sys.modules}
+    return dict(mmdet_diffusion=__version__, operators=operators, sources=sources,
+                **{name: _version(name) for name in STACK})
+
+
+def _sources(module: ModuleType) -> str:
+    """SHA-256 of the files of a module, or of a package with all of its parts."""
+    file = getattr(module, '__file__', None)
+    if file is None:
+        return 'unknown'
+    path, digest = Path(file), hashlib.sha256()
+    for one in sorted(path.parent.rglob('*.py')) if path.name == '__init__.py' else [path]:
+        digest.update(one.relative_to(path.parent).as_posix().encode() + one.read_bytes())
+    return digest.hexdigest()
 
 
 def _version(name: str) -> str:
     try:
         return version(name)
-    except PackageNotFoundError:  # of a fork, under another name
-        return 'unknown'
+    except PackageNotFoundError:  # under another name, as mmcv-lite is
+        return getattr(import_module(name), '__version__', 'unknown')

@@ -1,7 +1,8 @@
 """Detectors of any kind on one data set: tested, matched, timed in turns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,12 +39,12 @@ class Entry(NamedTuple):
     Attributes:
         name (str): in tables.
         config (Config): of its model and test set.
-        checkpoints (Sequence[Path]): of trainings that differ in their seed alone.
+        checkpoints (Sequence[str]): paths or addresses, of trainings that differ in their seed alone.
     """
 
     name: str
     config: Config
-    checkpoints: Sequence[Path]
+    checkpoints: Sequence[str]
 
 
 class Outcome(NamedTuple):
@@ -75,6 +76,8 @@ class Outcome(NamedTuple):
 class Contest:
     """Tests entries on the data of the first one.
 
+    What shows without any weights, such as other classes or a setting out of range, is refused when it is made.
+
     Args:
         entries (Sequence[Entry]): their names differ.
         folder (Path): for the cells.
@@ -96,6 +99,16 @@ class Contest:
         self.truth: COCO = ground_truth(self.loaders[entries[0].name].dataset)
         if not self.truth.dataset['annotations']:
             raise SystemExit('no image of the test set has an object: there is nothing to compare by')
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        for entry in self.entries if self.settings else ():
+            model = build_model(entry)
+            for setting in self.settings if isinstance(model, DiffusionDet) else ():
+                try:
+                    setting.check(model.bbox_head)
+                except ValueError as error:
+                    raise SystemExit(f'{entry.name} at {setting.label}: {error}') from error
 
     def _same_data(self) -> str:
         digests = {}
@@ -115,23 +128,35 @@ class Contest:
                                  'test_dataloader')
         return digests[first][0]
 
-    def run(self) -> tuple[list[Outcome], dict[str, str]]:
-        """Test all; gives the outcomes, and what could not be tested with the reason."""
+    def run(self, checkpoints: Callable[[Entry], Sequence[str]] = attrgetter('checkpoints')
+            ) -> tuple[list[Outcome], dict[str, str]]:
+        """Test all; gives the outcomes, and what could not be tested with the reason.
+
+        Args:
+            checkpoints (Callable[[Entry], Sequence[str]]): gives those of an entry, by training it if need be.
+        """
         outcomes, failures, models = [], {}, {}
         for entry in self.entries:
             try:
-                tested, models[entry.name] = self._test(entry)
+                found, model = self._outcomes(entry._replace(checkpoints=checkpoints(entry)))
             except (Exception, SystemExit) as error:  # the others go on
                 failures[entry.name] = f'{type(error).__name__}: {error}'.splitlines()[0]
                 print(f'{entry.name} is left out: {failures[entry.name]}', flush=True)
                 continue
-            scored = iter(score_runs(self.truth, [run for trainings in tested.values() for training in trainings
-                                                  for run in training], num_draws=self.num_draws))
-            for setting, trainings in tested.items():
-                contestant = Contestant(_name(entry, setting), [[next(scored) for _ in one] for one in trainings])
-                outcomes.append(self._outcome(entry, models[entry.name], setting, trainings, contestant))
-        times = self._times(models, outcomes)
+            models[entry.name] = model
+            outcomes += found
+        times = self._times(models) if models else {}
         return [outcome._replace(cost=dict(outcome.cost, **times[outcome.name])) for outcome in outcomes], failures
+
+    def _outcomes(self, entry: Entry) -> tuple[list[Outcome], nn.Module]:
+        """Of all settings of a detector, without its times; and the model of the first training."""
+        tested, model = self._test(entry)
+        scored = iter(score_runs(self.truth, [run for trainings in tested.values() for training in trainings
+                                              for run in training], num_draws=self.num_draws))
+        contestants = {setting: Contestant(_name(entry, setting), [[next(scored) for _ in one] for one in trainings])
+                       for setting, trainings in tested.items()}
+        return [self._outcome(entry, model, setting, tested[setting], contestant)
+                for setting, contestant in contestants.items()], model
 
     def _test(self, entry: Entry) -> tuple[dict[DialSetting | None, list], nn.Module]:
         """Records by setting, of each training and seed; and the model of the first training."""
@@ -140,7 +165,7 @@ class Contest:
             model = load_model(entry, checkpoint, self.device)
             first = first or model
             settings = (self.settings or [None]) if isinstance(model, DiffusionDet) else [None]
-            made_of = dict(weights=weights_digest(model.state_dict()), data=self.data, code=code_digest(),
+            made_of = dict(weights=weights_digest(model.state_dict()), data=self.data, code=code_digest(entry.config),
                            loader=entry.config.test_dataloader, model=entry.config.model, device=str(self.device),
                            num_images=len(self.truth.imgs))
             seeds = self.seeds if isinstance(model, DiffusionDet) else [None]
@@ -156,7 +181,8 @@ class Contest:
                 num_chunks = test_detector(model, loader, cells[None, None], progress=progress.update)
             print(flush=True)
             for setting in settings:
-                tested.setdefault(setting, []).append([cells[setting, seed].read(num_chunks) for seed in seeds])
+                tested.setdefault(setting, []).append([cells[setting, seed].read(num_chunks, len(self.truth.imgs))
+                                                        for seed in seeds])
         return tested, first
 
     def _outcome(self, entry: Entry, model: nn.Module, setting: DialSetting | None, runs: list,
@@ -178,7 +204,7 @@ class Contest:
         errors = error_types(self.truth, coco_detections(runs[0][0]))
         return Outcome(name, entry.name, setting, contestant, runs, metrics, errors, cost, curves)
 
-    def _times(self, models: Mapping[str, nn.Module], outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    def _times(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, float]]:
         predict, samples = {}, {}
         for entry in self.entries:
             if entry.name not in models:
@@ -208,11 +234,16 @@ def _predictor(model: nn.Module, setting: DialSetting | None):
     return predict
 
 
-def load_model(entry: Entry, checkpoint: Path, device: torch.device) -> nn.Module:
-    """A detector with the weights of one of its trainings, in evaluation mode."""
+def build_model(entry: Entry) -> nn.Module:
+    """A detector without its weights."""
     init_default_scope(entry.config.get('default_scope', 'mmdet'))
-    model = MODELS.build(entry.config.model)
-    load_weights(model, str(checkpoint))
+    return MODELS.build(entry.config.model)
+
+
+def load_model(entry: Entry, checkpoint: str, device: torch.device) -> nn.Module:
+    """A detector with the weights of one of its trainings, in evaluation mode."""
+    model = build_model(entry)
+    load_weights(model, checkpoint)
     return model.to(device).eval()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 
 from .bootstrap import difference, interval, sentence
@@ -41,8 +41,10 @@ class ContestReport:
                  num_draws: int) -> None:
         self.outcomes, self.failures, self.truth, self.machine = outcomes, failures, truth, machine
         self.intervals = {one.name: interval(one.contestant, num_draws=num_draws) for one in outcomes}
-        self.differences = {(a.name, b.name): difference(a.contestant, b.contestant, num_draws=num_draws)
-                            for place, a in enumerate(outcomes) for b in outcomes[place + 1:]}
+        self.differences = {
+            (a.name, b.name): difference(a.contestant, b.contestant, same_trainings=a.detector == b.detector,
+                                         num_draws=num_draws)
+            for place, a in enumerate(outcomes) for b in outcomes[place + 1:]}
 
     def verdicts(self) -> list[str]:
         """Every pair in words, the clear ones first."""
@@ -187,8 +189,8 @@ def write_contest(report: ContestReport, folder: Path) -> str:
     pictures = {}
     if draw_curves({one.name: one.curves for one in report.outcomes}, folder / 'curves.png'):
         pictures['Learning curves'] = folder / 'curves.png'
-    for one in report.outcomes:
-        path = folder / f'worst_{"".join(c if c.isalnum() else "_" for c in one.name)}.png'
+    for place, one in enumerate(report.outcomes, start=1):
+        path = folder / f'worst_{place}_{"".join(c if c.isalnum() else "_" for c in one.name)}.png'
         if draw_worst(one.records[0][0], report.truth, path):
             pictures[f'Worst images of {one.name}: objects left, detections above {SCORE} right'] = path
     (folder / 'compare.md').write_text(text)
@@ -208,7 +210,8 @@ def draw_worst(images: Sequence[ImageDetections], truth: COCO, path: Path) -> bo
     figure, axes = plt.subplots(len(worst), 2, figsize=(9, 3.4 * len(worst)), layout='constrained', squeeze=False)
     names = {number: one['name'] for number, one in truth.cats.items()}
     for row, place in zip(axes, worst, strict=True):
-        picture = np.asarray(Image.open(truth.imgs[place + 1]['file_name']).convert('RGB'))
+        # Turned as its Exif data say, as the detector saw it.
+        picture = np.asarray(ImageOps.exif_transpose(Image.open(truth.imgs[place + 1]['file_name'])).convert('RGB'))
         found = images[place]
         shown = found.scores > SCORE
         objects = [(one['bbox'], names[one['category_id']]) for one in truth.imgToAnns[place + 1]]

@@ -63,11 +63,16 @@ class CellRecords:
             labels=np.concatenate([image.labels for image in images]))
         unfinished.replace(self._path(chunk))
 
-    def read(self, num_chunks: int) -> list[ImageDetections]:
+    def read(self, num_chunks: int, num_images: int) -> list[ImageDetections]:
         """All images, in the order of the data set.
+
+        Args:
+            num_chunks (int): that the data set was tested in.
+            num_images (int): of the data set.
 
         Raises:
             FileNotFoundError: if a chunk is missing.
+            ValueError: if the chunks have another number of images.
         """
         images = []
         for chunk in range(num_chunks):
@@ -77,6 +82,9 @@ class CellRecords:
             images += [ImageDetections(*each, tuple(seconds)) for *each, seconds in zip(
                 *(np.split(values[name], ends) for name in ('bboxes', 'scores', 'labels')), values['seconds'],
                 strict=True)]
+        if len(images) != num_images:
+            raise ValueError(f'{self.folder} holds detections of {len(images)} images, the data set has {num_images}; '
+                             'remove the folder, and they are made anew')
         return images
 
     def _path(self, chunk: int) -> Path:

@@ -27,7 +27,7 @@ class Row(NamedTuple):
     Attributes:
         setting (DialSetting): which.
         metrics (dict[str, list[float]]): by name, a value for each seed.
-        interval (Interval | None): of AP over the images; None where there is no AP of COCO's kind.
+        interval (Interval): of AP over the images.
         seconds (dict[str, float]): percentiles of an image's time, features and head.
         features (float): seconds that the features of all images took.
         head (float): the same of all else, mean over the seeds.
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
     setting: DialSetting
     metrics: dict[str, list[float]]
-    interval: Interval | None
+    interval: Interval
     seconds: dict[str, float]
     features: float
     head: float
@@ -46,7 +46,6 @@ class DialReport(NamedTuple):
 
     Attributes:
         rows (list[Row]): in the order that was asked for.
-        metric (str): by which settings are compared.
         comparisons (list[str]): each control against its setting, in words.
         num_images (int): of the test set.
         seeds (Sequence[int]): of sampling.
@@ -54,7 +53,6 @@ class DialReport(NamedTuple):
     """
 
     rows: list[Row]
-    metric: str
     comparisons: list[str]
     num_images: int
     seeds: Sequence[int]
@@ -62,61 +60,53 @@ class DialReport(NamedTuple):
 
     @classmethod
     def of_records(cls, records: Mapping[DialSetting, Sequence[Sequence[ImageDetections]]], *, seeds: Sequence[int],
-                   truth: COCO | None, model: nn.Module, loader: DataLoader, evaluator: dict | list[dict],
+                   truth: COCO, model: nn.Module, loader: DataLoader, evaluator: dict | list[dict],
                    num_draws: int) -> 'DialReport':
         """Score the records of all settings, a list of images for each seed.
 
         Args:
             records (Mapping[DialSetting, Sequence[Sequence[ImageDetections]]]): of all settings.
             seeds (Sequence[int]): of sampling.
-            truth (COCO | None): of :func:`ground_truth`; None: by the evaluator alone.
+            truth (COCO): of :func:`ground_truth`.
             model (nn.Module): the detector.
             loader (DataLoader): of the test set, in its order.
             evaluator (dict | list[dict]): ``test_evaluator`` of the config.
             num_draws (int): of the bootstrap.
         """
-        rows, contestants = [], {}
-        if truth is not None:
-            scored = iter(score_runs(truth, [run for runs in records.values() for run in runs], num_draws=num_draws))
-            contestants = {setting: Contestant(setting.label, [[next(scored) for _ in runs]])
-                           for setting, runs in records.items()}
+        rows = []
+        scored = iter(score_runs(truth, [run for runs in records.values() for run in runs], num_draws=num_draws))
+        contestants = {setting: Contestant(setting.label, [[next(scored) for _ in runs]])
+                       for setting, runs in records.items()}
         for setting, runs in records.items():
-            metrics, found = {}, None
-            if truth is not None:
-                metrics = _by_name([matches.summary() for matches in contestants[setting].trainings[0]])
-                found = interval(contestants[setting], num_draws=num_draws)
-            if truth is None or not is_coco_box_ap(evaluator):
+            metrics = _by_name([matches.summary() for matches in contestants[setting].trainings[0]])
+            found = interval(contestants[setting], num_draws=num_draws)
+            if not is_coco_box_ap(evaluator):
                 metrics |= _by_name([evaluate_records(evaluator, model, loader, run) for run in runs])
             times = [[sum(image.seconds) for image in run] for run in runs]
             features, heads = ([sum(image.seconds[part] for image in run) for run in runs] for part in (0, 1))
             rows.append(Row(setting, metrics, found, percentiles([one for run in times for one in run]), mean(features),
                             mean(heads)))
-        metric = 'AP' if truth is not None else next((name for name in rows[0].metrics if 'AP' in name),
-                                                     next(iter(rows[0].metrics)))
         comparisons = _comparisons(contestants, num_draws)
-        return cls(rows, metric, comparisons, len(loader.dataset), seeds, loader.batch_size or 1)
+        return cls(rows, comparisons, len(loader.dataset), seeds, loader.batch_size or 1)
 
     def points(self) -> list[pareto.Point]:
         """Settings that are meant to be used, for the plot."""
         points = []
         for row in self.rows:
             if not row.setting.control:
-                value = mean(row.metrics[self.metric])
-                low, high = (row.interval.low, row.interval.high) if row.interval else (value, value)
-                points.append(pareto.Point(row.setting.label, 1000 * row.seconds['p50'], value, low, high))
+                points.append(pareto.Point(row.setting.label, 1000 * row.seconds['p50'], mean(row.metrics['AP']),
+                                           row.interval.low, row.interval.high))
         return points
 
     def markdown(self) -> str:
         """The table, with what sharing the features saved."""
         names = [name for name in self.rows[0].metrics if not name.startswith('AP_')]
-        with_interval = self.rows[0].interval is not None
-        header = ['setting', *names, *(['95 % over images'] if with_interval else []), 'ms p50', 'p90', 'p99']
+        header = ['setting', *names, '95 % over images', 'ms p50', 'p90', 'p99']
         lines = [_line(header), _line(['---', *['---:'] * (len(header) - 1)])]
         for row in self.rows:
-            cells = [row.setting.label, *(spread(row.metrics[name]) for name in names)]
-            if with_interval:
-                cells.append(f'{row.interval.low:.3f} to {row.interval.high:.3f}')
-            lines.append(_line([*cells, *(f'{1000 * row.seconds[name]:.0f}' for name in ('p50', 'p90', 'p99'))]))
+            lines.append(_line([row.setting.label, *(spread(row.metrics[name]) for name in names),
+                                f'{row.interval.low:.3f} to {row.interval.high:.3f}',
+                                *(f'{1000 * row.seconds[name]:.0f}' for name in ('p50', 'p90', 'p99'))]))
         return '\n'.join([*lines, '', self.savings()])
 
     def savings(self) -> str:
@@ -159,7 +149,7 @@ def write_report(report: DialReport, folder: Path, *, title: str, device: str, u
     lines = [report.markdown(), '']
     for milliseconds in under_ms:
         best = pareto.best_within(points, milliseconds)
-        lines.append(f'Best {report.metric} under {milliseconds:g} ms: ' + (
+        lines.append(f'Best AP under {milliseconds:g} ms: ' + (
             f'{best.label}, {best.value:.3f}: `--cfg-options {by_label[best.label].options()}`' if best else
             f'none is so fast; the fastest takes {min(point.milliseconds for point in points):.0f} ms'))
     lines += ['', 'No other setting is faster and better:', '']
@@ -168,15 +158,15 @@ def write_report(report: DialReport, folder: Path, *, title: str, device: str, u
     if report.comparisons:
         lines += ['', 'Controls:', '', *(f'- {line}' for line in report.comparisons)]
     text = f'# The dial: {title}\n\nOn {device}; AP over IoU 0.50 to 0.95.\n\n' + '\n'.join(lines) + '\n'
-    content = dict(title=title, device=device, metric=report.metric, seeds=list(report.seeds),
+    content = dict(title=title, device=device, metric='AP', seeds=list(report.seeds),
                    num_images=report.num_images, batch_size=report.batch_size, comparisons=report.comparisons,
                    settings=[dict(label=row.setting.label, values=row.setting.values(), control=row.setting.control,
-                                  metrics=row.metrics, interval=row.interval and row.interval._asdict(),
+                                  metrics=row.metrics, interval=row.interval._asdict(),
                                   seconds=row.seconds) for row in report.rows])
     (folder / 'dial.md').write_text(text)
     (folder / 'dial.json').write_text(json.dumps(content, indent=1, default=str) + '\n')
     (folder / 'dial.csv').write_text(_csv(report))
-    pareto.draw(points, folder / 'dial.png', title=title, metric=report.metric)
+    pareto.draw(points, folder / 'dial.png', title=title)
     return text
 
 

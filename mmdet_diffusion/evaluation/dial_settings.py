@@ -17,6 +17,7 @@ CONTROLS = {
     'eta 0': dict(eta=0.0),
     'as many boxes in one step': {},
 }
+NMS = dict(type='nms')  # where a config has none
 MANY_IN_ONE = 'as many boxes in one step'
 
 
@@ -26,14 +27,18 @@ class DialSetting(NamedTuple):
     Attributes:
         steps (int): sampling steps.
         boxes (int): start boxes.
-        changes (tuple[tuple[str, object], ...]): other values of ``test_cfg`` than the config's.
+        changes (tuple[tuple[str, object], ...]): other values of ``test_cfg`` than the config's; of ``nms`` its
+            ``iou_threshold``.
         control (str): what it is a control for; empty for a setting that is meant to be used.
+        configured_nms (tuple[tuple[str, object], ...]): what the config has under ``nms``, if that is changed; empty
+            where it has none.
     """
 
     steps: int
     boxes: int
     changes: tuple[tuple[str, object], ...] = ()
     control: str = ''
+    configured_nms: tuple[tuple[str, object], ...] = ()
 
     @property
     def label(self) -> str:
@@ -43,7 +48,7 @@ class DialSetting(NamedTuple):
 
     def values(self) -> dict[str, object]:
         """Changes of ``test_cfg``, as :func:`test_cells` takes them."""
-        changes = {name: dict(type='nms', iou_threshold=value) if name == 'nms' else value
+        changes = {name: dict(dict(self.configured_nms) or NMS, iou_threshold=value) if name == 'nms' else value
                    for name, value in self.changes}
         return dict(sampling_timesteps=self.steps, num_proposals=self.boxes, **changes)
 
@@ -51,8 +56,10 @@ class DialSetting(NamedTuple):
         """What to paste after ``--cfg-options``."""
         values = self.values()
         nms = values.pop('nms', None)
-        if nms is not None:
+        if nms is not None and self.configured_nms:
             values['nms.iou_threshold'] = nms['iou_threshold']
+        elif nms is not None:  # a dict in place of None
+            values |= {'nms._delete_': True, **{f'nms.{name}': value for name, value in nms.items()}}
         return ' '.join(f'model.test_cfg.{name}={value}' for name, value in values.items())
 
     def check(self, head: DynamicDiffusionHead) -> None:
@@ -80,7 +87,8 @@ def grid(pairs: Sequence[tuple[int, int]], configured: Mapping[str, object], *, 
 
     Args:
         pairs (Sequence[tuple[int, int]]): steps and boxes.
-        configured (Mapping[str, object]): ``test_cfg`` of the config; a value that it has already is no change.
+        configured (Mapping[str, object]): ``test_cfg`` of the config; a value that it has already, or that holds where
+            it has none, is no change.
         controls (bool): besides, :data:`CONTROLS` of every pair of more than one step.
         **values (Sequence[object]): of keys of ``test_cfg``; ``nms`` stands for its ``iou_threshold``.
 
@@ -88,12 +96,14 @@ def grid(pairs: Sequence[tuple[int, int]], configured: Mapping[str, object], *, 
         list[DialSetting]: in the order of the values.
     """
     keys = [key for key, options in values.items() if options]
-    configured = dict(configured, nms=(configured.get('nms') or {}).get('iou_threshold'))
+    nms = configured.get('nms') or {}
+    configured = dict(SamplingSettings._field_defaults, **dict(configured, nms=nms.get('iou_threshold')))
     settings = []
     for (steps, boxes), *chosen in product(pairs, *(values[key] for key in keys)):
         changes = tuple((key, value) for key, value in zip(keys, chosen, strict=True)
-                        if key not in configured or value != configured[key])
-        settings.append(DialSetting(steps, boxes, changes))
+                        if value != configured[key])
+        settings.append(DialSetting(steps, boxes, changes,
+                                    configured_nms=tuple(nms.items()) if 'nms' in dict(changes) else ()))
     if controls:
         for steps, boxes in pairs:
             for name, changes in CONTROLS.items() if steps > 1 else ():

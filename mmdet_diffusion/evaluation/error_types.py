@@ -6,6 +6,7 @@ a detection of higher score has (duplicate), with none (background). An object t
 once these were right, is missed. What a kind costs is what AP50 gains where its errors are mended, each kind alone.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -102,9 +103,9 @@ def image_errors(annotations: Sequence[Mapping], detections: Sequence[Mapping], 
         annotations (Sequence[Mapping]): objects of the image, in COCO's form.
         detections (Sequence[Mapping]): in COCO's form.
         ignored (Sequence[int]): classes whose detections without an object are no errors.
-        most (int): detections that count.
+        most (int): detections of a class that count.
     """
-    detections = sorted(detections, key=lambda one: -one['score'])[:most]
+    detections = _best_of_each_class(detections, most)
     objects = [one for one in annotations if not one['iscrowd']]
     crowds = [one for one in annotations if one['iscrowd']]
     labels = np.array([one['category_id'] for one in objects], dtype=int)
@@ -139,6 +140,16 @@ def image_errors(annotations: Sequence[Mapping], detections: Sequence[Mapping], 
     return ImageErrors(np.array([one['score'] for one in detections]),
                        np.array([one['category_id'] for one in detections], dtype=int), np.array(areas), kinds, places,
                        labels, object_areas, found, missed)
+
+
+def _best_of_each_class(detections: Sequence[Mapping], most: int) -> list[Mapping]:
+    """By falling score."""
+    seen, kept = Counter(), []
+    for detection in sorted(detections, key=lambda one: -one['score']):
+        seen[detection['category_id']] += 1
+        if seen[detection['category_id']] <= most:
+            kept.append(detection)
+    return kept
 
 
 def _kind(ious: Array, is_same: Array, owner: Array) -> tuple[str, int]:
@@ -176,15 +187,14 @@ def mended(image: ImageErrors, kind: str) -> ImageErrors:
 def _ap50(images: Sequence[ImageErrors], labels: Sequence[int]) -> float:
     scores = np.concatenate([image.scores for image in images])
     of = np.concatenate([image.labels for image in images])
-    kinds = np.array([kind for image in images for kind in image.kinds])
+    kinds = np.array([kind for image in images for kind in image.kinds], dtype=object)
     objects = np.concatenate([image.object_labels for image in images])
-    values = []
-    for label in labels:
-        number = np.count_nonzero(objects == label)
-        counted = (of == label) & (kinds != 'ignored')
-        true = kinds[counted][np.argsort(-scores[counted], kind='mergesort')] == 'true'
-        values.append(_precision(true, number))
-    return mean_of_valid(np.array(values))
+    counted = kinds != 'ignored'
+    of, scores, true = of[counted], scores[counted], kinds[counted] == 'true'
+    order = np.lexsort((-scores, of))  # class by class; it keeps the order of equals
+    of, true = of[order], true[order]
+    return mean_of_valid(np.array([_precision(true[slice(*np.searchsorted(of, [label, label + 1]))],
+                                              np.count_nonzero(objects == label)) for label in labels]))
 
 
 def _precision(true: Array, number: int) -> float:

@@ -26,15 +26,33 @@ class Curve(NamedTuple):
 
 
 def training_log(work_dir: Path) -> list[dict]:
-    """Entries of the logs of a work folder, a resumed run's after those before it; empty where there is none."""
+    """Entries of the logs of a work folder; empty where there is none.
+
+    A resumed run's come after those of the runs before it, up to where it resumed; a run from the start replaces them.
+    """
     entries = []
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            try:
-                entries.append(json.loads(line))
-            except ValueError:  # a run that was killed while it wrote
-                continue
+        run = _entries(path)
+        first = next((entry['iter'] for entry in run if _is_of_training(entry)), None)
+        if first is not None:
+            entries = entries[:next((place for place, entry in enumerate(entries)
+                                     if _is_of_training(entry) and entry['iter'] >= first), len(entries))]
+        entries += run
     return entries
+
+
+def _entries(path: Path) -> list[dict]:
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:  # a run that was killed while it wrote
+            continue
+    return entries
+
+
+def _is_of_training(entry: Mapping[str, object]) -> bool:
+    return 'loss' in entry and 'iter' in entry
 
 
 def metric_names(work_dir: Path) -> list[str]:
@@ -57,10 +75,8 @@ def learning_curve(work_dir: Path, metric: str = 'bbox_mAP') -> Curve:
             curve.iterations.append(max(last, entry.get('step', 0)))  # a step may be an epoch, or 0
             curve.seconds.append(seconds)
             curve.values.append(found[0])
-        elif 'loss' in entry and 'iter' in entry:
+        elif _is_of_training(entry):
             step = entry['iter']
-            if step <= last:  # resumed from an earlier checkpoint
-                continue
             seconds += entry.get('time', 0.0) * (step - last)  # the mean of the iterations since the last entry
             last = step
             curve.losses.append((step, entry['loss']))

@@ -38,19 +38,20 @@ def best_within(points: Sequence[Point], milliseconds: float) -> Point | None:
     return max(fast, key=lambda point: (point.value, -point.milliseconds)) if fast else None
 
 
-def draw(points: Sequence[Point], path: Path, *, title: str, metric: str) -> None:
+def draw(points: Sequence[Point], path: Path, *, title: str) -> None:
     """Plot all points with their intervals, the front as a line, each point of it with its label."""
     import matplotlib.pyplot as plt  # takes a second, and the arithmetic above needs it not
     best = front(points)
     figure, axes = plt.subplots(figsize=(9, 5.5), layout='constrained')
     for point in points:
         colour = 'tab:blue' if point in best else 'silver'
-        axes.errorbar(point.milliseconds, point.value, [[point.value - point.low], [point.high - point.value]],
+        ends = [[max(0, point.value - point.low)], [max(0, point.high - point.value)]]  # the value may lie outside
+        axes.errorbar(point.milliseconds, point.value, ends,
                       fmt='o', color=colour, capsize=2, elinewidth=0.8, markersize=5, zorder=3 if point in best else 2)
         axes.annotate(point.label, (point.milliseconds, point.value), (6, -3), textcoords='offset points', fontsize=8,
                       color='black' if point in best else 'gray')
     axes.plot([point.milliseconds for point in best], [point.value for point in best], color='tab:blue', linewidth=1)
-    axes.set(xscale='log', xlabel='ms an image (median; steps x boxes at each point)', ylabel=metric, title=title)
+    axes.set(xscale='log', xlabel='ms an image (median; steps x boxes at each point)', ylabel='AP', title=title)
     axes.xaxis.set_major_formatter('{x:g}')
     axes.xaxis.set_minor_formatter('{x:g}')
     axes.grid(alpha=0.3, which='both')

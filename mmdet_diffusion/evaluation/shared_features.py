@@ -47,10 +47,11 @@ def test_detector(model: nn.Module, loader: DataLoader, cell: CellRecords, *,
 def _fill(loader: DataLoader, cells: Sequence[CellRecords],
           run: Callable[[dict, list[CellRecords]], Iterator[tuple[CellRecords, list[ImageDetections]]]],
           progress: Callable[[int], None]) -> int:
-    chunk, in_chunk, buffers = 0, 0, {cell: [] for cell in cells}
+    chunk, in_chunk, buffers, missing = 0, 0, {cell: [] for cell in cells}, []
     for batch in loader:
         images = len(batch['data_samples'])
-        missing = [cell for cell in cells if not cell.has(chunk)]
+        if not in_chunk:  # once a chunk: another process may be writing it
+            missing = [cell for cell in cells if not cell.has(chunk)]
         for cell, found in run(batch, missing):
             buffers[cell] += found
         in_chunk += images

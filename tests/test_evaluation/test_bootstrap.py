@@ -6,7 +6,7 @@ from made_detections import made_detections, made_objects
 
 from mmdet_diffusion.evaluation import average_precision
 from mmdet_diffusion.evaluation.average_precision import ClassMatches, match_detections
-from mmdet_diffusion.evaluation.bootstrap import Contestant, Interval, difference, interval, sentence
+from mmdet_diffusion.evaluation.bootstrap import Contestant, Interval, difference, drawn, interval, sentence
 
 NUM_IMAGES, PER_IMAGE = 60, 5
 
@@ -96,6 +96,56 @@ def test_several_trainings_widen_the_interval_by_what_they_differ():
     widths = [found.high - found.low for found in (interval(Contestant('', trainings), num_draws=200)
                                                    for trainings in (alike, apart))]
     assert widths[1] > 1.3 * widths[0]
+
+
+class ConstantMatches:
+    """The same AP whatever images are drawn; stands for ImageMatches."""
+
+    image_ids, num_images = tuple(range(NUM_IMAGES)), NUM_IMAGES
+
+    def __init__(self, ap):
+        self.value, self.draws = ap, {}
+
+    def drawn_aps(self, weights):
+        return np.full(len(weights), self.value)
+
+
+def constant(name, *aps):
+    return Contestant(name, [[ConstantMatches(ap)] for ap in aps])
+
+
+def test_what_the_same_trainings_share_at_two_settings_is_no_part_of_their_difference():
+    pair = constant('4x300', 0.52, 0.62), constant('1x100', 0.50, 0.60)
+    found = difference(*pair, same_trainings=True)
+    assert found.is_difference and found[:3] == pytest.approx([0.02] * 3)
+    assert not difference(*pair).is_difference
+
+
+@pytest.mark.parametrize('aps', [(0.5, 0.6), (0.5, 0.52, 0.6), (0.5, 0.52, 0.56, 0.6, 0.4)])
+def test_the_mean_over_trainings_varies_as_that_of_so_many_does(aps):
+    values = drawn(constant('', *aps), num_draws=20000, seed=0)[1:]
+    assert values.std() == pytest.approx(np.std(aps, ddof=1) / np.sqrt(len(aps)), rel=0.02)
+    assert values.mean() == pytest.approx(np.mean(aps), abs=0.002)
+
+
+def test_draws_without_any_object_do_not_count():
+    truth = made_objects(num_images=40)
+    kept = [one for one in truth.dataset['annotations'] if one['image_id'] <= 2]
+    assert {one['image_id'] for one in kept} == {1, 2}
+    truth.dataset['annotations'] = kept
+    truth.createIndex()
+    found = interval(Contestant('', [[match_detections(truth, made_detections(truth))]]))
+    assert 0 <= found.low <= found.value <= found.high <= 1 and found.share_above > 0.5
+
+
+@pytest.mark.parametrize('num_images', [1, 5])
+def test_of_too_few_images_nothing_is_known(num_images):
+    truth = made_objects(num_images=num_images)
+    good, bad = (Contestant(str(spread), [[match_detections(truth, made_detections(truth, spread=spread))]])
+                 for spread in (0.01, 0.3))
+    found = difference(good, bad)
+    assert found.value > 0.1 and not found.is_difference and found[1:3] == (-1, 1)
+    assert interval(good)[1:3] == (0, 1)
 
 
 def test_other_images_are_refused():

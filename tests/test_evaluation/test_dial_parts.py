@@ -1,6 +1,9 @@
 """Settings, points and words of the dial."""
 
+import argparse
+import importlib
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,10 +12,12 @@ from made_detections import made_detections, made_objects
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmdet.utils import register_all_modules
+from mmengine.config import Config, DictAction
 
+import mmcv_stand_in
 from mmdet_diffusion.evaluation import pareto
 from mmdet_diffusion.evaluation.average_precision import match_detections
-from mmdet_diffusion.evaluation.content_key import content_key, data_digest, weights_digest
+from mmdet_diffusion.evaluation.content_key import code_digest, content_key, data_digest, weights_digest
 from mmdet_diffusion.evaluation.detection_records import ImageDetections
 from mmdet_diffusion.evaluation.dial_settings import CONTROLS, DialSetting, grid
 from mmdet_diffusion.evaluation.ground_truth import coco_detections, ground_truth
@@ -40,7 +45,7 @@ def test_the_best_within_a_time_is_the_best_that_is_fast_enough(limit, best):
 
 
 def test_a_plot_is_written(tmp_path):
-    pareto.draw(POINTS, tmp_path / 'dial.png', title='some', metric='AP')
+    pareto.draw(POINTS, tmp_path / 'dial.png', title='some')
     assert (tmp_path / 'dial.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -52,6 +57,27 @@ def test_a_grid_has_every_combination_once_and_no_change_that_the_config_has():
     assert len(settings) == 8
     assert settings[1].options() == ('model.test_cfg.sampling_timesteps=1 model.test_cfg.num_proposals=10 '
                                      'model.test_cfg.eta=0.0 model.test_cfg.nms.iou_threshold=0.7')
+
+
+def test_a_value_that_holds_by_default_is_no_change():
+    assert [setting.label for setting in grid([(1, 10)], {}, eta=[0.0, 1.0], start_noise=['random', 'even'])] == [
+        '1x10, eta 0.0', '1x10, eta 0.0, start_noise even', '1x10', '1x10, start_noise even']
+
+
+@pytest.mark.parametrize(('nms', 'tested', 'pasted'), [
+    (dict(type='soft_nms', iou_threshold=0.5, min_score=0.1), dict(type='soft_nms', iou_threshold=0.6, min_score=0.1),
+     'nms.iou_threshold=0.6'),
+    (None, dict(type='nms', iou_threshold=0.6),
+     'nms._delete_=True model.test_cfg.nms.type=nms model.test_cfg.nms.iou_threshold=0.6'),
+])
+def test_another_threshold_of_suppression_is_tested_as_it_is_pasted(nms, tested, pasted):
+    changed, = grid([(1, 10)], dict(nms=nms), nms=[0.6])
+    assert changed.values()['nms'] == tested and changed.options().endswith(f' model.test_cfg.{pasted}')
+    config = Config(dict(model=dict(test_cfg=dict(nms=nms))))
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    config.merge_from_dict(parser.parse_args(['--cfg-options', *changed.options().split()]).cfg_options)
+    assert config.model.test_cfg.nms == tested
 
 
 def test_controls_are_of_settings_with_more_than_one_step():
@@ -66,6 +92,21 @@ def test_a_setting_out_of_range_is_named_before_anything_runs(setting):
     head = build_detector(small_model_cfg()).bbox_head
     with pytest.raises(ValueError, match='sampling_timesteps|eta|ensemble'):
         setting.check(head)
+
+
+def test_code_of_a_user_and_the_operators_count(tmp_path, monkeypatch):
+    (tmp_path / 'my_backbone.py').write_text('width = 1\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    configs = [Config(dict(custom_imports=dict(imports=names))) for names in (['my_backbone'], 'my_backbone', [])]
+    importlib.import_module('my_backbone')
+    before = [code_digest(config) for config in configs]
+    assert before[0] == before[1] != before[2]
+    monkeypatch.setattr(mmcv_stand_in, 'is_active', lambda: before[0]['operators'] == 'compiled')
+    assert code_digest(configs[0]) != before[0]
+    monkeypatch.undo()
+    (tmp_path / 'my_backbone.py').write_text('width = 2\n')
+    assert code_digest(configs[0]) != before[0] and code_digest(configs[2]) == before[2]
+    del sys.modules['my_backbone']
 
 
 def test_a_key_is_of_content_and_not_of_order_or_place(tmp_path):

@@ -81,6 +81,20 @@ def test_ap50_is_that_of_the_matches_and_no_mending_lowers_it(seed):
     assert len(found.found) == number and 0 < sum(found.found) < number
 
 
+def test_a_hundred_detections_of_each_class_in_an_image_count_as_in_ap50():
+    boxes = [[10.0 * (place % 20), 10.0 * (place // 20), 8.0, 8.0] for place in range(160)]
+    objects = [dict(id=place + 1, image_id=1, category_id=place % 2 + 1, bbox=box, area=64.0, iscrowd=0)
+               for place, box in enumerate(boxes)]
+    truth = COCO()
+    truth.dataset = dict(images=[dict(id=1, width=200, height=80)], annotations=objects,
+                         categories=[dict(id=1, name='a'), dict(id=2, name='b')])
+    truth.createIndex()
+    detections = [dict(image_id=1, category_id=one['category_id'], bbox=one['bbox'], score=0.9) for one in objects]
+    found = error_types(truth, detections)
+    assert found.ap50 == pytest.approx(match_detections(truth, detections).ap(iou=0.5)) == pytest.approx(1)
+    assert found.counts['missed'] == 0
+
+
 def test_errors_are_counted_by_the_size_of_their_object_and_by_the_crowding_of_their_image():
     small, large = [10, 10, 20, 20], [60, 60, 120, 120]
     found = error_types(truth_of((small, 1), (large, 1)), [

@@ -53,7 +53,7 @@ def test_each_setting_gives_what_a_test_of_it_alone_gives(model, tmp_path):
         model.bbox_head.test_cfg = dict(configured, **settings)
         expected = [sample.pred_instances for batch in batches()
                     for sample in model.test_step(batch)]
-        found = cell.read(num_chunks)
+        found = cell.read(num_chunks, 10)
         assert len(found) == len(expected) == 10
         for one, other in zip(found, expected, strict=True):
             for name in ('bboxes', 'scores', 'labels'):
@@ -84,7 +84,7 @@ def test_settings_of_as_many_boxes_and_one_seed_share_their_first_step(model, tm
     for cell, one in list(wanted.items())[:5]:  # as each alone
         alone = {CellRecords(tmp_path / 'alone', dict(one)): one}
         fill_cells(model, batch, alone)
-        for found, expected in zip(cell.read(num_chunks), next(iter(alone)).read(num_chunks), strict=True):
+        for found, expected in zip(cell.read(num_chunks, 2), next(iter(alone)).read(num_chunks, 2), strict=True):
             assert all(np.array_equal(a, b) for a, b in zip(found[:3], expected[:3], strict=True))
 
 
@@ -101,7 +101,7 @@ def test_the_time_of_a_shared_step_counts_in_each_setting(model, tmp_path, monke
     monkeypatch.setattr(head, '_refine', slow)
     monkeypatch.setattr(time, 'perf_counter', lambda: clock[0])
     num_chunks = fill_cells(model, list(batches(number=1, size=2)), wanted)
-    assert [cell.read(num_chunks)[0].seconds[1] for cell in wanted] == [1 / 2, 2 / 2]  # an image of two
+    assert [cell.read(num_chunks, 2)[0].seconds[1] for cell in wanted] == [1 / 2, 2 / 2]  # an image of two
     assert clock[0] == 2
 
 
@@ -123,7 +123,7 @@ def test_a_run_that_was_ended_goes_on_after_its_last_chunk(model, tmp_path, monk
     assert fill_cells(model, list(batches()), again) == num_chunks == 3
     assert calls == [2] * 3  # the first chunk, of two batches, was there
     for one, other in zip(whole, again, strict=True):
-        for a, b in zip(one.read(3), other.read(3), strict=True):
+        for a, b in zip(one.read(3, 10), other.read(3, 10), strict=True):
             assert all(np.array_equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
     assert not list(Path(tmp_path).rglob('.*.npz'))
 
@@ -137,11 +137,28 @@ def test_a_new_setting_is_computed_without_the_others(model, tmp_path, monkeypat
     assert set(seen) == {25}
 
 
+def test_a_chunk_that_another_process_finishes_meanwhile_stays_whole(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_features, 'IMAGES_A_CHUNK', 4)
+    (cell, ), (other, ) = cells(tmp_path / 'one', ['one']), cells(tmp_path / 'other', ['one'])
+    fill_cells(model, list(batches()), {other: SETTINGS['one']})
+
+    def meanwhile():
+        for place, batch in enumerate(batches()):
+            if place == 1:  # in the middle of the first chunk
+                (other.folder / '00000.npz').rename(cell.folder / '00000.npz')
+            yield batch
+
+    num_chunks = fill_cells(model, meanwhile(), {cell: SETTINGS['one']})
+    assert len(cell.read(num_chunks, 10)) == 10
+    with pytest.raises(ValueError, match='holds detections of 10 images, the data set has 11; remove the folder'):
+        cell.read(num_chunks, 11)
+
+
 def test_batches_larger_than_a_chunk_are_a_chunk_each(model, tmp_path, monkeypatch):
     monkeypatch.setattr(shared_features, 'IMAGES_A_CHUNK', 1)
     wanted = cells(tmp_path, ['one'])
     assert fill_cells(model, list(batches()), wanted) == 5
-    assert len(next(iter(wanted)).read(5)) == 10
+    assert len(next(iter(wanted)).read(5, 10)) == 10
 
 
 def test_a_held_step_is_the_last_one_at_every_step(model):
@@ -166,7 +183,7 @@ def test_records_come_back_as_they_were_with_images_without_detections(tmp_path)
     cell.write(0, images[:2])
     assert CellRecords(tmp_path, dict(a=1)).has(0) and not CellRecords(tmp_path, dict(a=2)).has(0)
     with pytest.raises(FileNotFoundError):
-        cell.read(2)
+        cell.read(2, 3)
     cell.write(1, images[2:])
-    for one, other in zip(cell.read(2), images, strict=True):
+    for one, other in zip(cell.read(2, 3), images, strict=True):
         assert all(np.array_equal(x, y) for x, y in zip(one, other, strict=True))

@@ -60,7 +60,7 @@ def contest(tmp_path_factory):
 def arguments(contest, out, *extra):
     files = [str(contest.folder / name) for name in ('ours_0.pth', 'ours_1.pth', 'fcos_0.pth', 'fcos_1.pth')]
     return ['--detector', f'ours={contest.ours}', *files[:2], '--detector', f'fcos={contest.fcos}', files[2],
-            '--settings', '1x8', '2x12', '--seeds', '0', '1', '--num-draws', '30', '--device', 'cpu', '--out-dir',
+            '--settings', '1x8', '2x12', '--seeds', '0', '1', '--num-draws', '100', '--device', 'cpu', '--out-dir',
             str(out), *extra]
 
 
@@ -158,7 +158,7 @@ def test_a_second_run_tests_nothing_again(contest, done, monkeypatch):
     assert json.loads((done / 'compare.json').read_text())['detectors'][0]['metrics'] == figures
 
 
-def test_a_config_alone_is_trained_once_with_each_seed(contest, tmp_path, monkeypatch):
+def test_a_config_alone_is_trained_once_with_each_seed(contest, tmp_path, monkeypatch, capsys):
     config = tmp_path / 'short.py'
     data = f'{contest.folder}/shapes/'
     config.write_text(f"""
@@ -171,7 +171,7 @@ train_cfg = dict(max_iters=2, val_interval=2)
 default_hooks = dict(checkpoint=dict(interval=1))
 """)
     monkeypatch.setattr(compare, 'measured_memory', lambda *_: None)
-    args = ['--detector', f'ours={config}', '--train-seeds', '3', '--settings', '1x8', '--num-draws', '20', '--device',
+    args = ['--detector', f'ours={config}', '--train-seeds', '3', '--settings', '1x8', '--num-draws', '100', '--device',
             'cpu', '--out-dir', str(tmp_path / 'out')]
     assert compare.main(args) == 0
     checkpoint, = tmp_path.glob('out/trainings/ours_seed3_*/iter_2.pth')
@@ -184,8 +184,42 @@ default_hooks = dict(checkpoint=dict(interval=1))
     (command, ), = (call.args for call in run.call_args_list)
     assert '--resume' in command and 'randomness.seed=3' in command
     run.return_value.returncode = 1
-    with pytest.raises(SystemExit, match='the training of ours with seed 4 failed; its log is in'):
+    with pytest.raises(SystemExit, match='no detector could be tested'):
         compare.main([*args, '--train-seeds', '4'])
+    printed = capsys.readouterr().out
+    assert 'ours is left out: SystemExit: the training of ours with seed 4 failed; its log is in' in printed
+
+
+def test_other_annotations_are_another_training(tmp_path):
+    file = tmp_path / 'train.json'
+    config = Config(dict(train_dataloader=dict(dataset=dict(
+        type='RepeatDataset', dataset=dict(data_root=str(tmp_path), ann_file='train.json')))))
+    file.write_text('1')
+    before = compare.annotations_digests(config)
+    file.write_text('2')
+    assert len(before) == 1 and compare.annotations_digests(config) != before
+
+
+def test_what_no_training_can_mend_is_said_before_any(contest, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, 'train', mock.Mock(side_effect=AssertionError('trained')))
+    wrong = tmp_path / 'wrong.py'
+    wrong.write_text(f"_base_ = {contest.ours!r}\ntest_dataloader = dict(dataset=dict(ann_file='none.json'))\n")
+    ours = ['--detector', f'ours={contest.ours}', '--train-seeds', '0', '--out-dir', tmp_path / 'out']
+    assert 'none.json' in refusal(*ours, '--detector', f'wrong={wrong}')
+    assert 'ours at 5000x10: sampling_timesteps must lie in 1..1000' in refusal(*ours, '--settings', '5000x10')
+
+
+def test_addresses_of_checkpoints_stay_as_they_are(contest):
+    address = 'https://download.openmmlab.com/a.pth'
+    assert compare.entry([f'ours={contest.ours}', address]).checkpoints == [address]
+
+
+def test_settings_are_taken_once_and_draws_are_not_too_few(capsys):
+    args = compare.parse_args(['--detector', 'a', 'b', '--settings', '1x8', '1x8', '2x8'])
+    assert [one.label for one in args.settings] == ['1x8', '2x8']
+    with pytest.raises(SystemExit):
+        compare.parse_args(['--detector', 'a', 'b', '--num-draws', '0'])
+    assert "100 draws or more, got '0'" in capsys.readouterr().err
 
 
 def refusal(*args):

@@ -5,6 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from mmdet_diffusion.evaluation.cost_card import training_seconds
+from mmdet_diffusion.evaluation.learning_curves import learning_curve
 from mmdet_diffusion.testing import load_tool
 
 curves = load_tool('analysis_tools/plot_curves.py')
@@ -39,6 +41,24 @@ def test_it_plots_and_says_the_figures(runs, capsys, ending):
     assert out.stat().st_size > 3000
     if ending == '.png':
         assert Image.open(out).width > 1000
+
+
+def test_a_second_training_in_the_same_folder_replaces_the_first(runs, capsys):
+    write_log(runs / 'ours', '20260103', [
+        dict(loss=9.0, time=2.0, iter=10), {'coco/bbox_mAP': 0.7, 'step': 10}, dict(loss=8.0, time=2.0, iter=20)])
+    assert curves.main([str(runs / 'ours'), '--out', str(runs / 'a.png')]) == 0
+    assert 'bbox_mAP 0.700 after 10 iterations, 20 s' in capsys.readouterr().out
+    assert learning_curve(runs / 'ours').losses == [(10, 9.0), (20, 8.0)]
+    assert training_seconds(runs / 'ours' / 'iter_20.pth') == 2.0
+
+
+def test_a_training_that_went_on_from_an_earlier_checkpoint_replaces_what_came_after_it(runs):
+    write_log(runs / 'ours', '20260103', [
+        dict(loss=9.0, time=2.0, iter=30), {'coco/bbox_mAP': 0.7, 'step': 30}])  # after iter_20.pth
+    found = learning_curve(runs / 'ours')
+    assert found.iterations == [10, 20, 30] and found.values == [0.1, 0.4, 0.7]
+    assert found.losses == [(10, 3.0), (15, 2.5), (20, 2.0), (30, 9.0)]
+    assert found.seconds == pytest.approx([5.0, 11.0, 31.0])
 
 
 def test_a_training_too_short_for_a_line_of_losses_is_validated_at_its_end(tmp_path, capsys):

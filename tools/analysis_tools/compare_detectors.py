@@ -12,6 +12,7 @@ Example:
 
 import mmdet_diffusion  # noqa: F401  isort: skip  first: it makes the operators of mmcv available
 import argparse
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -21,13 +22,14 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
 from mmdet_diffusion.config_zoo import refuse_missing_config, with_config_path
+from mmdet_diffusion.evaluation.bootstrap import NUM_DRAWS, draws
 from mmdet_diffusion.evaluation.content_key import content_key
 from mmdet_diffusion.evaluation.contest import Contest, Entry, load_model, test_loader
 from mmdet_diffusion.evaluation.contest_report import ContestReport, write_contest
 from mmdet_diffusion.evaluation.cost_card import machine, peak_memory
 from mmdet_diffusion.evaluation.dial_settings import DialSetting, dial_setting
 from mmdet_diffusion.host_memory import keep_freed_memory
-from mmdet_diffusion.input_checks import refuse_missing_checkpoint, refuse_missing_device
+from mmdet_diffusion.input_checks import dataset_paths, datasets, refuse_missing_checkpoint, refuse_missing_device
 
 TRAIN = Path(__file__).resolve().parents[1] / 'train.py'
 QUICK_IMAGES, QUICK_DRAWS, QUICK_TIMED = 40, 100, 6
@@ -40,24 +42,35 @@ def entry(words: list[str]) -> Entry:
         refuse_missing_checkpoint(checkpoint)
     path, = with_config_path([path])
     refuse_missing_config(path)
-    return Entry(name if separator else Path(path).stem, Config.fromfile(path), [Path(one) for one in words[1:]])
+    return Entry(name if separator else Path(path).stem, Config.fromfile(path), words[1:])
 
 
-def train(one: Entry, seed: int, out_dir: Path) -> Path:
-    """The last checkpoint of a training, which is done where it is not there yet; of another config it is another.
+def train(one: Entry, seed: int, out_dir: Path) -> str:
+    """The last checkpoint of a training, which is done where it is not there yet; of another config, or of annotation
+    files with another content, it is another.
 
     Raises:
         SystemExit: if the training fails.
     """
-    work_dir = out_dir / 'trainings' / f'{one.name}_seed{seed}_{content_key(dict(config=one.config.pretty_text))}'
+    key = content_key(dict(config=one.config.pretty_text, annotations=annotations_digests(one.config)))
+    work_dir = out_dir / 'trainings' / f'{one.name}_seed{seed}_{key}'
     last, ended = work_dir / 'last_checkpoint', work_dir / 'ended'
-    if not ended.is_file():
+    if ended.is_file():
+        print(f'{one.name}, seed {seed}: trained before, in {work_dir}', flush=True)
+    else:
         command = [sys.executable, str(TRAIN), one.config.filename, '--work-dir', str(work_dir), '--cfg-options',
                    f'randomness.seed={seed}', *(['--resume'] if last.is_file() else [])]
         if subprocess.run(command, check=False).returncode:
             raise SystemExit(f'the training of {one.name} with seed {seed} failed; its log is in {work_dir}')
         ended.touch()
-    return Path(last.read_text().strip())
+    return last.read_text().strip()
+
+
+def annotations_digests(config: Config) -> list[str]:
+    """SHA-256 of the annotation files that a training reads."""
+    paths = [path for dataset, _ in datasets(config.train_dataloader.dataset, '')
+             for kind, path, _ in dataset_paths(dataset, '') if kind == 'annotation file' and Path(path).is_file()]
+    return [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -71,13 +84,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--train-seeds', nargs='+', type=int, default=[], metavar='SEED',
                         help='train detectors that are named without a checkpoint, once with each')
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/compare'))
-    parser.add_argument('--num-draws', type=int, default=1000, help='of the bootstrap over images')
+    parser.add_argument('--num-draws', type=draws, default=NUM_DRAWS, help='of the bootstrap over images')
     parser.add_argument('--quick', action='store_true', help='few images and draws, to see that all runs')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--peak-memory', action='store_true', help=argparse.SUPPRESS)  # of one, in a process of its own
     args = parser.parse_args(argv)
     args.seeds = list(dict.fromkeys(args.seeds))  # the same one twice is no second draw
-    args.train_seeds = list(dict.fromkeys(args.train_seeds))
+    args.train_seeds, args.settings = (list(dict.fromkeys(values)) for values in (args.train_seeds, args.settings))
     for words in args.detectors if not args.train_seeds else ():
         if len(words) < 2:
             raise SystemExit(f'--detector {words[0]} names no checkpoint; give one, or train it by --train-seeds 0')
@@ -117,16 +130,20 @@ def main(argv: list[str] | None = None) -> int:
     if len(set(names)) < len(names):
         raise SystemExit(f'two detectors have one name among {", ".join(names)}: name them, NAME=CONFIG')
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    entries = [one if one.checkpoints else one._replace(checkpoints=[train(one, seed, args.out_dir)
-                                                                     for seed in args.train_seeds]) for one in entries]
     contest = Contest(entries, args.out_dir, settings=args.settings, seeds=args.seeds, device=torch.device(args.device),
                       num_images=QUICK_IMAGES if args.quick else 0, num_timed=QUICK_TIMED if args.quick else 40,
                       num_draws=QUICK_DRAWS if args.quick else args.num_draws)
-    outcomes, failures = contest.run()
+    checkpoints = {}
+
+    def given_or_trained(one: Entry) -> list[str]:
+        checkpoints[one.name] = one.checkpoints or [train(one, seed, args.out_dir) for seed in args.train_seeds]
+        return checkpoints[one.name]
+
+    outcomes, failures = contest.run(given_or_trained)
     if not outcomes:
         raise SystemExit('no detector could be tested')
-    words = {one.name: [given[0], str(one.checkpoints[0])]
-             for one, given in zip(entries, args.detectors, strict=True)}
+    words = {one.name: [given[0], checkpoints[one.name][0]]
+             for one, given in zip(entries, args.detectors, strict=True) if one.name in checkpoints}
     for outcome in outcomes:
         outcome.cost['peak_memory'] = measured_memory(args, words[outcome.detector], outcome.setting)
     report = ContestReport(outcomes, failures, contest.truth, machine=machine(contest.device),

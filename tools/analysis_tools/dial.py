@@ -26,7 +26,9 @@ from mmengine.utils import ProgressBar
 from pycocotools.coco import COCO
 
 from mmdet_diffusion.detectors import DiffusionDet
+from mmdet_diffusion.evaluation.bootstrap import NUM_DRAWS, draws
 from mmdet_diffusion.evaluation.content_key import code_digest, data_digest, weights_digest
+from mmdet_diffusion.evaluation.cost_card import machine
 from mmdet_diffusion.evaluation.detection_records import CellRecords
 from mmdet_diffusion.evaluation.dial_report import DialReport, write_report
 from mmdet_diffusion.evaluation.dial_settings import CONTROLS, DialSetting, dial_setting, grid
@@ -62,7 +64,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help='besides, what takes a part of sampling away: ' + ', '.join(CONTROLS))
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--under-ms', nargs='+', type=float, default=[], help='say which is best within so long')
-    parser.add_argument('--num-draws', type=int, default=1000, help='of the bootstrap over images')
+    parser.add_argument('--num-draws', type=draws, default=NUM_DRAWS, help='of the bootstrap over images')
     parser.add_argument('--out-dir', type=Path, help='default: work_dirs/dial/NAME_OF_CONFIG')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
@@ -99,15 +101,12 @@ def wanted(args: argparse.Namespace, model: DiffusionDet) -> list[DialSetting]:
     return settings
 
 
-def scored_objects(dataset: BaseDataset) -> COCO | None:
-    """The objects of a test set; None where COCO's AP does not fit it and its own evaluator alone can score."""
-    if not len(dataset):
-        raise SystemExit(f'{dataset.ann_file} has no image to test on')
+def scored_objects(dataset: BaseDataset) -> COCO:
+    """The objects of a test set."""
     try:
         truth = ground_truth(dataset)
     except ValueError as error:
-        print(f'no intervals: {error}')
-        return None
+        raise SystemExit(str(error)) from error
     if not truth.dataset['annotations']:
         raise SystemExit(f'{dataset.ann_file} has no object of {", ".join(dataset.metainfo["classes"])}: there is '
                          'nothing to score by')
@@ -130,7 +129,8 @@ def main(argv: list[str] | None = None) -> int:
     out = args.out_dir or Path('work_dirs', 'dial', Path(args.config).stem)
     made_of = dict(
         weights=weights_digest(model.state_dict()), data=data_digest(map(dataset.get_data_info, range(len(dataset)))),
-        loader=config.test_dataloader, model=dict(config.model, test_cfg=None), code=code_digest(), device=args.device)
+        loader=config.test_dataloader, model=config.model, code=code_digest(config),
+        machine=machine(torch.device(args.device)))  # times are kept with the detections
     cells = {(one, seed): CellRecords(out / 'cells', dict(made_of, setting=one.values(), seed=seed))
              for one in settings for seed in args.seeds}
     print(f'{len(settings)} settings x {len(args.seeds)} seeds on {len(dataset)} images, into {out}', flush=True)
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
                             progress=progress.update)
     print(flush=True)
     report = DialReport.of_records(
-        {one: [cells[one, seed].read(num_chunks) for seed in args.seeds] for one in settings},
+        {one: [cells[one, seed].read(num_chunks, len(dataset)) for seed in args.seeds] for one in settings},
         seeds=args.seeds, truth=truth, model=model, loader=loader, evaluator=config.test_evaluator,
         num_draws=args.num_draws)
     text = write_report(report, out, title=f'{Path(args.config).stem}, {Path(args.checkpoint).name}',
