@@ -110,7 +110,8 @@ def without_vain_resume(args: list[str]) -> list[str]:
     work_dir = _work_dir(args)[0]
     if work_dir is None or (work_dir / 'last_checkpoint').exists():
         return args
-    place = next(index for index, arg in enumerate(args) if arg.partition('=')[0] == '--resume')
+    place = next(index for index, arg in enumerate(args)  # argparse takes --resum too
+                 if arg.startswith('--re') and '--resume'.startswith(arg.partition('=')[0]))
     following = args[place + 1:]
     return [*args[:place], *(following[1:] if following[:1] == ['auto'] else following)]
 

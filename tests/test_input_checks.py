@@ -238,7 +238,7 @@ def test_processes_of_torchrun_train_together(monkeypatch, processes, args, adde
     assert with_launcher([CONFIG, *args]) == [CONFIG, *args, *added]
 
 
-@pytest.mark.parametrize('resume', [['--resume'], ['--resume', 'auto'], ['--resume=auto']])
+@pytest.mark.parametrize('resume', [['--resume'], ['--resume', 'auto'], ['--resume=auto'], ['--resum']])
 def test_without_a_checkpoint_to_resume_from_the_training_starts_as_without_resume(tmp_path, resume):
     args = ['mine.py', *resume, '--work-dir', str(tmp_path)]
     assert without_vain_resume(args) == ['mine.py', '--work-dir', str(tmp_path)]

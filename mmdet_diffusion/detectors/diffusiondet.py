@@ -8,14 +8,14 @@ from mmdet.registry import MODELS
 from mmdet.structures import OptSampleList, SampleList
 from mmdet.utils import ConfigType, OptConfigType, OptMultiConfig
 from mmengine.dist import all_reduce, get_world_size
-from torch import Tensor
+from torch import Tensor, nn
 
 import mmcv_stand_in
 
 from ..half_precision import half_dtype, half_precision
 from ..structures import StageOutputs
 from .auxiliary_levels import AuxiliaryLevels
-from .finite_losses import refuse_infinite_losses
+from .finite_losses import FiniteLosses
 from .pyramid_check import check_pyramid, check_pyramid_at_build, pyramid_source
 
 
@@ -68,8 +68,11 @@ class DiffusionDet(SingleStageDetector):
                 raise ValueError(f'model.auxiliary_weight must be a number above 0, got {auxiliary_weight!r}; for no '
                                  'auxiliary head leave out auxiliary_head')
             self.auxiliary_head = MODELS.build(dict(auxiliary_head, num_classes=num_classes))
+            # Under autocast too: mmcv's compiled focal loss takes no bfloat16, and float16 overflows in sums.
+            self.auxiliary_head.register_forward_hook(_give_single_precision)
             self._auxiliary_levels = AuxiliaryLevels(self.auxiliary_head, self.bbox_head.roi_extractor.featmap_strides)
         self.auxiliary_weight = auxiliary_weight
+        self._finite_losses = FiniteLosses()
         self.channels_last = channels_last
         if channels_last:
             self._refuse_operators_of_mmcv()
@@ -116,7 +119,7 @@ class DiffusionDet(SingleStageDetector):
             dict[str, Tensor]: of the diffusion head, and with ``aux.`` in front those of the auxiliary head.
 
         Raises:
-            FloatingPointError: if a loss is not finite; see :func:`refuse_infinite_losses`.
+            FloatingPointError: if a loss is not finite; see :class:`FiniteLosses`.
         """
         self.test_precision(batch_inputs.device)  # a device without it shows now, not at the first validation
         feats = self.extract_feat(batch_inputs)
@@ -125,7 +128,7 @@ class DiffusionDet(SingleStageDetector):
             auxiliary = self.auxiliary_head.loss(self._auxiliary_levels(feats), batch_data_samples)
             losses.update({f'aux.{name}': _weighted(value, self.auxiliary_weight)
                            for name, value in auxiliary.items()})
-        refuse_infinite_losses(losses, batch_data_samples)
+        self._finite_losses.check(losses, batch_data_samples)
         return losses
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
@@ -189,3 +192,10 @@ class DiffusionDet(SingleStageDetector):
 def _weighted(loss: Tensor | list[Tensor], weight: float) -> Tensor | list[Tensor]:
     """A loss of one of MMDetection's heads, some of which give one of each level."""
     return [value * weight for value in loss] if isinstance(loss, list) else loss * weight
+
+
+def _give_single_precision(head: nn.Module, args: tuple, outputs: object) -> object:
+    """A forward hook: what a head gives, tensors in lists and tuples, in float32."""
+    if isinstance(outputs, (list, tuple)):
+        return type(outputs)(_give_single_precision(head, args, one) for one in outputs)
+    return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs

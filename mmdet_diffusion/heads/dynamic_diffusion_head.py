@@ -86,6 +86,11 @@ class DynamicDiffusionHead(BaseModule):
             xavier_uniform_linears(self.time_embedding)
         super().init_weights()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        if any(name.startswith(f'{prefix}stages.') for name in state_dict):  # else it has no head of this kind
+            self.box_sampler.check_frame(state_dict, f'{prefix}box_sampler.')
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def sampling_settings(self) -> SamplingSettings:
         """The present ``test_cfg``, checked. It may be changed between two calls of :meth:`predict`."""
         return SamplingSettings.from_cfg(self.test_cfg, self.num_proposals, self.box_sampler.num_train_timesteps)

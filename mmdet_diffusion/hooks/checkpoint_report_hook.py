@@ -1,5 +1,6 @@
 """Hook that says which tensors of a checkpoint do not reach the model."""
 
+from mmdet.models import SemiBaseDetector
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -27,9 +28,11 @@ class CheckpointReportHook(Hook):
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model = getattr(model, 'module', model)  # a test-time augmentation model wraps the detector once more
-        wanted = {name: value.shape for name, value in model.state_dict().items()}
         given = {name.removeprefix('module.'): getattr(value, 'shape', None)
                  for name, value in checkpoint.get('state_dict', checkpoint).items()}
+        if isinstance(model, SemiBaseDetector) and not any(name.startswith(('student.', 'teacher.')) for name in given):
+            model = model.student  # a supervised detector's weights go to both
+        wanted = {name: value.shape for name, value in model.state_dict().items()}
         if not any(name in wanted and wanted[name] == shape for name, shape in given.items()):
             raise ValueError('no tensor of the checkpoint fits the model; it has '
                              f'{_shorten(list(given))}, the model {_shorten(list(wanted))}. Convert checkpoints of the '

@@ -50,7 +50,11 @@ class ClassTransferHook(Hook):
             return
         sources = match_names(classes, given, self.source_names)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        transfer_rows(checkpoint['state_dict'], model.state_dict(), sources)
+        if not transfer_rows(checkpoint['state_dict'], model.state_dict(), sources):
+            runner.logger.warning('no class layer of the checkpoint is one of the model: it is of another detector, or '
+                                  'the model is wrapped in one that names them otherwise. All classes start from the '
+                                  'prior')
+            return
         taken = [name for name, source in zip(classes, sources, strict=True) if source is not None]
         runner.logger.info(f'{len(taken)} of {len(classes)} classes start from the class layers of the checkpoint: '
                            f'{", ".join(taken) or "none"}; the others from the prior. Other names of the checkpoint '
@@ -88,22 +92,28 @@ def match_names(classes: Sequence[str], given: Sequence[str], source_names: Mapp
     return [places.get(_spelling(source_names.get(name, name))) for name in classes]
 
 
-def transfer_rows(state: dict[str, Tensor], own: Mapping[str, Tensor], sources: Sequence[int | None]) -> None:
+def transfer_rows(state: dict[str, Tensor], own: Mapping[str, Tensor], sources: Sequence[int | None]) -> int:
     """Replace the class layers of a state dict by the model's own, with the rows that the former has.
 
     Args:
         state (dict[str, Tensor]): of the checkpoint; changed.
         own (Mapping[str, Tensor]): of the model.
         sources (Sequence[int | None]): row of the checkpoint for each row of the model.
+
+    Returns:
+        int: tensors that were replaced.
     """
     targets = [target for target, source in enumerate(sources) if source is not None]
     rows = [source for source in sources if source is not None]
+    replaced = 0
     for name, value in state.items():
         layer = CLASS_LAYER.fullmatch(name)
         if layer and layer['name'] in own:
+            replaced += 1
             mixed = own[layer['name']].detach().cpu().clone()
             mixed[targets] = value[rows].to(mixed)
             state[name] = mixed
+    return replaced
 
 
 def _spelling(name: str) -> str:

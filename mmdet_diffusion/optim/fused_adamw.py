@@ -19,9 +19,9 @@ class FusedAdamW(AdamW):
     def __init__(self, params, **settings) -> None:
         params = list(params)  # an iterator would be empty at the second attempt
         try:
-            super().__init__(params, fused=True, **settings)
+            super().__init__(_copied(params), fused=True, **settings)
         except RuntimeError:  # no kernel for the device; whatever else is wrong is raised again below
-            super().__init__(params, foreach=True, **settings)
+            super().__init__(_copied(params), foreach=True, **settings)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """As torch's, but the form is that of this optimiser: the checkpoint's may be one that there is not here."""
@@ -29,3 +29,8 @@ class FusedAdamW(AdamW):
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             group.update(form)
+
+
+def _copied(params: list) -> list:
+    """Groups as new dicts: torch writes its settings into those that it is given."""
+    return [dict(one) if isinstance(one, dict) else one for one in params]

@@ -1,5 +1,8 @@
 """Noisy boxes for training and the reverse process for sampling. arXiv:2211.09788, Sec. 3.3, 3.4, Alg. 1 and 2."""
 
+import warnings
+from collections.abc import Mapping
+
 import torch
 from mmdet.registry import TASK_UTILS
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 from ..diffusion import CosineNoiseSchedule, ddim_step
 from ..structures import PaddedObjects, TrainingDraws
 from .signal_bbox_coder import SignalBBoxCoder
+from .size_bbox_coder import SizeBBoxCoder
 
 PADDINGS = ('gaussian', 'uniform', 'full_image', 'repeat', 'start')
 PAPER_SIGNAL_SCALE = 2.0
@@ -44,6 +48,27 @@ class DiffusionBoxSampler(nn.Module):
         scale = PAPER_SIGNAL_SCALE if signal_scale is None else signal_scale
         self.coder = SignalBBoxCoder(scale) if coder is None else TASK_UTILS.build(coder)
         self.padding = padding
+
+    def check_frame(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+        """Compare the signal frame that a head was trained in with this one; weights of one fit the other.
+
+        Args:
+            state_dict (Mapping[str, Tensor]): of the head.
+            prefix (str): of the sampler's names in it.
+
+        Raises:
+            ValueError: if the head was trained in the sizes of a data set, and this frame is the paper's.
+        """
+        sizes = SizeBBoxCoder.trained_sizes(state_dict, f'{prefix}coder.')
+        has_sizes = isinstance(self.coder, SizeBBoxCoder)
+        if has_sizes and not sizes:
+            warnings.warn('the head of the checkpoint was trained in the frame of the paper (box_sampler.signal_scale) '
+                          'and the config has SizeBBoxCoder: detections are wrong until it is trained on', stacklevel=2)
+        if sizes and not has_sizes:
+            settings = ', '.join(f'{name}={value}' for name, value in sizes.items())
+            raise ValueError('the checkpoint was trained in the sizes of a data set, and the config has '
+                             f'{type(self.coder).__name__}: set box_sampler.signal_scale=None and box_sampler.coder='
+                             f"dict(type='SizeBBoxCoder', {settings})")
 
     @property
     def num_train_timesteps(self) -> int:

@@ -8,7 +8,7 @@ meet a small object. Here each of four values is standard normal over the data s
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from mmdet.registry import TASK_UTILS
@@ -25,7 +25,8 @@ SMALLEST = 1e-6  # of the image; a box without area has no log
 class SizeBBoxCoder(nn.Module):
     """Maps boxes between pixels and the signal frame of a data set. ``measure_sizes.py`` prints the figures.
 
-    A checkpoint keeps them, and is refused where the config has others.
+    A checkpoint keeps them, and is refused where the config has others; one of a head that was trained in the frame of
+    the paper is warned of.
 
     Args:
         log_scale (Sequence[float]): mean and deviation of log sqrt(w h); w and h in shares of the image.
@@ -72,6 +73,12 @@ class SizeBBoxCoder(nn.Module):
     def decode(self, signal: Tensor, img_whwh: Tensor) -> Tensor:
         """As :meth:`SignalBBoxCoder.decode`; a box has an area."""
         return bbox_cxcywh_to_xyxy(self.signal_to_normalized(signal)) * img_whwh
+
+    @staticmethod
+    def trained_sizes(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, tuple[float, ...]]:
+        """``log_scale`` and ``log_aspect`` that a state dict was trained with; empty where it has none."""
+        names = {name: f'{prefix}trained_{name}' for name in ('log_scale', 'log_aspect')}
+        return {name: _rounded(state_dict[key]) for name, key in names.items() if key in state_dict}
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         for name in ('log_scale', 'log_aspect'):

@@ -72,3 +72,17 @@ def test_the_weight_is_of_the_auxiliary_losses_alone(make):
 def test_a_weight_that_weighs_nothing_is_refused(weight):
     with pytest.raises(ValueError, match='auxiliary_weight'):
         detector(fcos([8]), auxiliary_weight=weight)
+
+
+@pytest.mark.parametrize('make', [fcos, retinanet])
+def test_under_autocast_its_layers_are_in_half_precision_and_its_losses_in_single(make):
+    """mmcv's compiled focal loss refuses bfloat16."""
+    model = detector(make([4, 8, 16, 32]))
+    head, layers, losses = model.auxiliary_head, set(), set()
+    last = head.conv_cls if make is fcos else head.retina_cls
+    last.register_forward_hook(lambda module, args, output: layers.add(output.dtype))
+    for loss in (head.loss_cls, head.loss_bbox):
+        loss.register_forward_pre_hook(lambda module, args: losses.add(args[0].dtype))
+    with torch.autocast('cpu', torch.bfloat16):
+        losses_of(model)
+    assert layers == {torch.bfloat16} and losses == {torch.float32}

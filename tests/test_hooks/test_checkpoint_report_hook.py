@@ -1,10 +1,12 @@
 """Checkpoints that fit a model in part."""
 
+import copy
 import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.models import SemiBaseDetector
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel
 from torch import nn
 
@@ -39,6 +41,17 @@ def test_a_model_in_a_wrapper_fits(caplog, monkeypatch, wrapper):
                         lambda self, module: nn.Module.__init__(self) or self.add_module('module', module))
     monkeypatch.setattr(wrapper, '__abstractmethods__', frozenset(), raising=False)
     assert report(fitting(), caplog, wrapper) == []
+
+
+def test_a_supervised_checkpoint_fits_a_teacher_and_student(caplog, monkeypatch):
+    class Pair(SemiBaseDetector):
+        def __init__(self, module):
+            nn.Module.__init__(self)
+            self.student, self.teacher = module, copy.deepcopy(module)
+
+    assert report(fitting(), caplog, Pair) == []
+    assert report({f'{part}.{name}': value for part in ('student', 'teacher') for name, value in fitting().items()},
+                  caplog, Pair) == []
 
 
 def test_every_tensor_that_does_not_fit_is_named_with_the_reason(caplog):

@@ -79,6 +79,12 @@ def test_the_log_says_which_classes_were_taken(caplog):
     assert '2 of 3 classes start from the class layers of the checkpoint: car, dog;' in caplog.text
 
 
+def test_a_checkpoint_of_another_detector_is_not_said_to_be_taken_over(caplog):
+    transfer(('cup', 'car', 'dog'), caplog, prefix='teacher.')
+    assert 'no class layer of the checkpoint is one of the model' in caplog.text
+    assert '3 classes start' not in caplog.text
+
+
 @pytest.mark.parametrize('case', [dict(resume=True), dict(loop=False), dict(meta=False)], ids=str)
 def test_resuming_testing_and_checkpoints_without_names_are_left_alone(case):
     source, _, after = transfer(('cup', 'car'), **case)

@@ -54,6 +54,15 @@ def test_where_torch_has_no_fused_kernel_it_takes_foreach(no_fused_kernel):
     assert group['foreach'] and not group['fused']
 
 
+def test_groups_of_parameters_take_foreach_too(no_fused_kernel):
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    groups = [dict(params=[parameters[0]], lr=0.1), dict(params=[parameters[1]])]
+    optimizer = FusedAdamW(groups, lr=0.2)
+    assert [(group['lr'], bool(group['fused']), group['foreach']) for group in optimizer.param_groups] == [
+        (0.1, False, True), (0.2, False, True)]
+    assert groups[1] == dict(params=[parameters[1]])
+
+
 def test_a_checkpoint_of_one_form_is_resumed_by_the_other(request):
     model, optimizer = trained(dict(type='FusedAdamW'))
     states = copy.deepcopy(optimizer.state_dict())

@@ -1,10 +1,12 @@
 """Signal frame of a data set's sizes."""
 
 import math
+import warnings
 
 import pytest
 import torch
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
+from mmengine.runner.checkpoint import load_state_dict
 
 from mmdet_diffusion.task_modules import DiffusionBoxSampler, SizeBBoxCoder, pad_objects
 from mmdet_diffusion.testing import build_detector, data_sample, small_model_cfg
@@ -97,6 +99,22 @@ def test_a_checkpoint_of_other_sizes_is_refused_with_both():
     other = build_detector(cfg)
     with pytest.raises(ValueError, match=r'log_scale=\(-2\.0, 0\.5\).*-3\.0'):
         other.load_state_dict(trained)
+
+
+def test_a_checkpoint_of_sizes_is_refused_by_the_frame_of_the_paper_and_the_other_way_warned_of():
+    cfg = small_model_cfg()
+    of_paper = build_detector(cfg)
+    cfg.bbox_head.box_sampler = sampler_cfg()
+    of_sizes = build_detector(cfg)
+    with pytest.raises(ValueError, match=r'log_scale=\(-2.0, 0.5\), log_aspect=\(0.1, 0.25\)'):
+        load_state_dict(of_paper, of_sizes.state_dict())
+    with pytest.warns(UserWarning, match='trained in the frame of the paper'):
+        load_state_dict(of_sizes, of_paper.state_dict())
+    backbone = {name: value for name, value in of_paper.state_dict().items() if name.startswith('backbone.')}
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        load_state_dict(of_sizes, backbone)  # of another detector
+        load_state_dict(of_sizes, of_sizes.state_dict())
 
 
 def test_the_frame_of_the_paper_keeps_nothing_in_a_checkpoint():
