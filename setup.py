@@ -52,7 +52,10 @@ class BuildWithMim(build_py):
 def link(source, target):
     if target.is_symlink():
         target.unlink()
-    target.symlink_to(os.path.relpath(source, target.parent))
+    try:
+        target.symlink_to(os.path.relpath(source, target.parent))
+    except OSError:  # Windows asks for rights
+        copy(source, target)
 
 
 def copy(source, target):
@@ -82,9 +85,9 @@ def requirement_lines(path):
 def extras(stock):
     """Whose mmengine, mmcv and mmdet to bring: one of these extras, or none and what is there stays.
 
-    ``openmmlab`` and ``onedl`` leave the compiled operators to the user: pip builds mmcv where it sees no torch, and so
-    without them; ``make setup`` builds them. ``lite`` takes the mmcv that has none. ``export`` brings what writing and
-    running ONNX files takes, ``openvino`` the other engine.
+    ``openmmlab`` and ``onedl`` leave the compiled operators to the user, who gives pip a wheel of mmcv
+    (docs/operators.md): it builds mmcv where it sees no torch, and so without them. ``lite`` takes the mmcv that has
+    none. ``export`` brings what writing and running ONNX files takes, ``openvino`` the other engine.
     """
     lite = [re.sub(r'^mmcv\b', 'mmcv-lite', line) for line in stock]
     forks = [line for line in requirement_lines('requirements/lock-onedl.txt') if line.startswith('onedl-')]

@@ -2,12 +2,24 @@
 
 import bisect
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 from .errors import ExportError
 
+GROUPS = Path('/sys/fs/cgroup')
+OWN_GROUPS = Path('/proc/self/cgroup')
+# Files of a control group: limit, what is taken, and the row of memory.stat with pages that can be given up.
+GROUP_FILES = (('memory.max', 'memory.current', 'inactive_file'),
+               ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'))  # version 1
+
 
 def available_bytes() -> int | None:
-    """What the system can give now; None where it does not say."""
+    """What the system, and the container that this process may be in, can give now; None where they do not say."""
+    return min((value for value in (_of_system(), *_of_groups()) if value is not None), default=None)
+
+
+def _of_system() -> int | None:
     try:
         with open('/proc/meminfo', encoding='ascii') as file:
             rows = dict(line.split(':') for line in file)
@@ -17,6 +29,35 @@ def available_bytes() -> int | None:
     try:
         return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _of_groups() -> Iterator[int]:
+    """What is left in each control group with a limit (Linux) that this process is in, those above it among them."""
+    try:
+        own = [line.split(':', 2) for line in OWN_GROUPS.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, name in own:
+        if controllers and 'memory' not in controllers.split(','):
+            continue
+        root = GROUPS / 'memory' if controllers else GROUPS
+        folder = root / name.strip('/')
+        for group in (folder, *folder.parents):  # a container may see its own group alone, as the root
+            for files in GROUP_FILES:
+                left = _left(group, *files)
+                if left is not None:
+                    yield left
+            if group == root:
+                break
+
+
+def _left(group: Path, limit: str, taken: str, freeable: str) -> int | None:
+    try:
+        most, now = (int((group / name).read_text()) for name in (limit, taken))
+        statistics = dict(line.split() for line in (group / 'memory.stat').read_text().splitlines())
+        return max(0, most - now + int(statistics[freeable]))
+    except (OSError, KeyError, ValueError):  # no such group, or no limit
         return None
 
 

@@ -33,9 +33,10 @@ def line(folder: str) -> str:
         folder (str): of this package.
 
     Returns:
-        str: one line, which defines no names where Python runs it.
+        str: one line, which defines no names where Python runs it; in ASCII, since before Python 3.13 it is read in
+            the encoding of the system.
     """
-    return f'import os, sys; exec({PROGRAM.format(folder=folder)!r}, dict(os=os, sys=sys))\n'
+    return f'import os, sys; exec({PROGRAM.format(folder=folder)!a}, dict(os=os, sys=sys))\n'
 
 
 def path() -> Path:

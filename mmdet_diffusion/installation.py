@@ -4,8 +4,8 @@ import importlib
 from importlib.util import find_spec
 
 NEEDED = ('torch', 'mmengine', 'mmcv', 'mmdet')
-CURE = ('pip install "mmdet_diffusion[lite]" (nothing to compile), "mmdet_diffusion[openmmlab]" (mmcv with its '
-        'compiled operators) or "mmdet_diffusion[onedl]" (the maintained forks)')
+CURE = ('in a clone of it, pip install ".[lite]" (nothing to compile) or ".[onedl]" (the maintained forks); for mmcv '
+        'with its compiled operators, docs/operators.md')
 
 
 def check_installed() -> None:

@@ -136,9 +136,11 @@ def class_names(meta: dict, config: Config) -> list[str]:
 
     Args:
         meta (dict): of the checkpoint.
-        config (Config): its head says how many classes there are.
+        config (Config): its head, or the last of its RoI heads, says how many classes there are.
     """
-    number = config.model.bbox_head.num_classes
+    owner = config.model if 'bbox_head' in config.model else config.model.roi_head
+    head = owner.bbox_head[-1] if isinstance(owner.bbox_head, list) else owner.bbox_head
+    number = head.num_classes
     given = {key.lower(): value for key, value in (meta.get('dataset_meta') or meta).items()}.get('classes')
     names = given or dataset_classes(config)
     names = [names] if isinstance(names, str) else list(names or ())

@@ -54,7 +54,9 @@ def run(command: Command, args: list[str]) -> int:
     """Run the program as Python would run it as a script, after what can be refused without importing anything."""
     zoo = light_module('config_zoo')
     index = zoo.config_index(args)
-    exported = command.takes_export and index is not None and Path(args[index]).is_dir()
+    exported = command.takes_export and (
+        Path(args[index]).is_dir() if index is not None else  # options come first
+        any(Path(arg, 'sampler.json').is_file() for arg in args))
     if command.takes_config and not exported:
         args = zoo.with_config_path(args)
         zoo.refuse_missing_config(None if index is None else args[index])

@@ -106,9 +106,19 @@ def test_without_mmdet_one_line_names_the_cure_before_the_program_starts(program
     assert run(Command('go', 'folder/program.py', '', ''), []) == 1
     printed = capsys.readouterr()
     assert not printed.out and printed.err.count('\n') == 1
-    assert 'needs mmdet, not installed here. Cure: pip install "mmdet_diffusion[lite]"' in printed.err
+    assert 'needs mmdet, not installed here. Cure: in a clone of it, pip install ".[lite]"' in printed.err
     with pytest.raises(SystemExit):
         run(Command('go', 'folder/program.py', '', '', needs_openmmlab=False), [])
+
+
+def test_an_exported_folder_needs_nothing_wherever_it_stands(program, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, 'mmdet', None)
+    (tmp_path / 'sampler.json').touch()
+    command = Command('look', 'folder/program.py', '', '', takes_config=True, takes_export=True)
+    for args in ([str(tmp_path), 'pictures', '--steps', '4'], ['--steps', '4', str(tmp_path), 'pictures']):
+        with pytest.raises(SystemExit):
+            run(command, args)
+        assert json.loads(capsys.readouterr().out)[1][1:] == args
 
 
 # In a process of its own ----------------------------------------------------------------------------------------------

@@ -177,6 +177,8 @@ def run(args: argparse.Namespace, predictor, sources: Sources) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
     args = parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):  # names of files may be no text
+        stream.reconfigure(errors='backslashreplace')
     sources = find_sources(args.sources)
     for source, reason in sources.failed.items():
         report(source, reason)

@@ -1,6 +1,6 @@
 """mmcv's kernels of deformable convolution, second version: each tap has a mask besides its offset."""
 
-import functools
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -19,8 +19,8 @@ def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor, o
         weight (Tensor): of the kernel.
         bias (Tensor): added to each output channel, shape (O,); empty without ``with_bias``.
         ones (Tensor): room that mmcv's kernel works in; not used.
-        offset (Tensor): of each tap.
-        mask (Tensor): of each tap.
+        offset (Tensor): of each tap; see :func:`_as_mmcv_reads`.
+        mask (Tensor): of each tap, likewise.
         output (Tensor): receives the result.
         columns (Tensor): as ``ones``.
         kernel_h (int): height of the kernel, as that of ``weight``.
@@ -36,7 +36,7 @@ def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor, o
         with_bias (bool): whether there is a bias.
     """
     settings = Settings((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, deformable_group)
-    output.copy_(deformable_convolution(settings, input, offset, mask, weight))
+    output.copy_(_convolution(settings, tuple(output.shape[2:]))(input, offset, mask, weight))
     if with_bias:
         output.add_(bias[:, None, None])
 
@@ -49,9 +49,26 @@ def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, 
                                    with_bias: bool) -> None:
     """Gradients, added to the tensors named after what they are by; others as in the forward pass."""
     settings = Settings((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, deformable_group)
-    convolve = functools.partial(deformable_convolution, settings)
+    convolve = _convolution(settings, tuple(grad_output.shape[2:]))
     found = gradients(convolve, (input, offset, mask, weight), grad_output)
     for target, gradient in zip((grad_input, grad_offset, grad_mask, grad_weight), found, strict=True):
         target.add_(gradient)
     if with_bias:
         grad_bias.add_(grad_output.sum((0, 2, 3)))
+
+
+def _convolution(settings: Settings, size: tuple[int, int]) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The convolution, of images, offsets, masks and weights, with outputs of a height and width."""
+    return lambda images, offset, mask, weight: deformable_convolution(
+        settings, images, _as_mmcv_reads(offset, size), _as_mmcv_reads(mask, size), weight)
+
+
+def _as_mmcv_reads(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Offsets or masks of a larger map than the output's, as mmcv's kernel takes them: number after number of an image.
+
+    DyHead (arXiv:2106.08322) in MMDetection gives those of a finer level.
+    """
+    number = values.size(1) * size[0] * size[1]
+    if values[0].numel() < number:
+        raise RuntimeError(f'offsets and masks of shape {tuple(values.shape)} are too few for an output of {size}')
+    return values.flatten(1)[:, :number].reshape(len(values), -1, *size)

@@ -1,6 +1,5 @@
 """``sampler.json``: what a run-time needs beside the graphs, read off a config and a model."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,9 +110,14 @@ def input_rule(config: Config, detector: nn.Module) -> dict:
             _require(False, transform)
     preprocessor = detector.data_preprocessor
     divisor = getattr(preprocessor, 'pad_size_divisor', 1)
-    mean, std = (getattr(preprocessor, name).flatten().tolist() for name in ('mean', 'std'))
+    if divisor % SIZE_DIVISOR:
+        raise ValueError(f'model.data_preprocessor.pad_size_divisor is {divisor}, and the graphs take sizes that are '
+                         f'multiples of {SIZE_DIVISOR}: set it to {SIZE_DIVISOR}, and test so what is exported')
+    mean, std = ([0.0] * 3, [1.0] * 3)
+    if preprocessor._enable_normalize:
+        mean, std = (getattr(preprocessor, name).flatten().tolist() for name in ('mean', 'std'))
     return dict(rule, mean=mean, std=std, channel_order='rgb' if preprocessor._channel_conversion else 'bgr',
-                size_divisor=math.lcm(divisor, SIZE_DIVISOR), pad_value=preprocessor.pad_value)
+                size_divisor=divisor, pad_value=preprocessor.pad_value)
 
 
 def _resize_rule(transform: dict) -> dict:

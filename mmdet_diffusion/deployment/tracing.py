@@ -8,6 +8,7 @@ export and the tests show, at other sizes.
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from inspect import signature
 from pathlib import Path
 from unittest import mock
 
@@ -21,6 +22,8 @@ from ..ops import roi_align
 from .gathered_sums import DOMAIN, expand_gathered_sums, gathered_sums_symbolic
 
 OPSET = 18
+# Older torch, of which the tracer is the only exporter, does not know the word.
+TRACED = {'dynamo': False} if 'dynamo' in signature(torch.onnx.export).parameters else {}
 
 
 def export_graph(graph: nn.Module, inputs: Sequence[Tensor], path: Path, *, input_names: Sequence[str],
@@ -40,9 +43,9 @@ def export_graph(graph: nn.Module, inputs: Sequence[Tensor], path: Path, *, inpu
     """
     with torch.no_grad(), _traceable():
         # No folding: sizes behind our operator would be taken for those of the example. The engines fold constants.
-        torch.onnx.export(graph.eval(), tuple(inputs), str(path), dynamo=False, opset_version=OPSET,
-                          input_names=list(input_names), output_names=list(output_names), dynamic_axes=dynamic,
-                          custom_opsets={DOMAIN: 1}, do_constant_folding=False)
+        torch.onnx.export(graph.eval(), tuple(inputs), str(path), opset_version=OPSET, input_names=list(input_names),
+                          output_names=list(output_names), dynamic_axes=dynamic, custom_opsets={DOMAIN: 1},
+                          do_constant_folding=False, **TRACED)
     model = onnx.load(path)
     expand_gathered_sums(model, roi_extractor.output_size**2, (2 * roi_extractor.sampling_ratio)**2)
     del model.graph.value_info[:]  # sizes of the example, which engines would believe

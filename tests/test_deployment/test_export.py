@@ -10,6 +10,7 @@ import pytest
 import torch
 from exports import CLASSES, config_of_tests, export, small_detector
 from golden_recordings import one_thread  # noqa: F401  acts by being here
+from mmdet.registry import MODELS
 from PIL import Image
 
 from diffusiondet_runtime import ExportError, OnnxDetector, engines, pictures
@@ -388,6 +389,19 @@ def test_a_pipeline_that_the_run_time_lacks_is_refused_by_its_transform(detector
     config.test_dataloader.dataset.pipeline = [config.test_pipeline[0], transform]
     with pytest.raises(ValueError, match=f"^the test pipeline has .*{transform['type']}.* cannot repeat"):
         input_rule(config, detector)
+
+
+def test_another_padding_than_that_of_the_graphs_is_refused_with_the_cure(detector, monkeypatch):
+    monkeypatch.setattr(detector.data_preprocessor, 'pad_size_divisor', 16)
+    with pytest.raises(ValueError, match='pad_size_divisor is 16, .* multiples of 32: set it to 32'):
+        input_rule(config_of_tests(), detector)
+
+
+def test_pictures_that_are_not_normalised_stay_so(detector, monkeypatch):
+    plain = MODELS.build(dict(type='DetDataPreprocessor', pad_size_divisor=32, bgr_to_rgb=True))
+    monkeypatch.setattr(detector, 'data_preprocessor', plain)
+    rule = input_rule(config_of_tests(), detector)
+    assert (rule['mean'], rule['std'], rule['channel_order']) == ([0, 0, 0], [1, 1, 1], 'rgb')
 
 
 # Without torch --------------------------------------------------------------------------------------------------------

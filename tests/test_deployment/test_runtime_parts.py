@@ -284,3 +284,23 @@ def test_more_boxes_than_memory_are_refused_with_a_number_that_fits(monkeypatch)
 def test_this_system_says_how_much_memory_is_free():
     free = memory.available_bytes()
     assert free is None or 2**20 < free < 2**50 and math.isfinite(free)
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_the_limit_of_a_container_counts_and_that_of_the_groups_above_it(tmp_path, monkeypatch, version):
+    root = tmp_path / ('memory' if version == 1 else '')
+    limit, taken, row = memory.GROUP_FILES[2 - version]
+    for group, most, now in (('pods', 2**30, 2**29), ('pods/mine', 2**31, 2**28), ('', 'max', 2**33)):
+        (root / group).mkdir(parents=True, exist_ok=True)
+        (root / group / limit).write_text(f'{most}\n')
+        (root / group / taken).write_text(f'{now}\n')
+        (root / group / 'memory.stat').write_text(f'anon 1\n{row} {2**20}\n')
+    (tmp_path / 'own').write_text('1:cpu:/\n4:memory:/pods/mine\n' if version == 1 else '0::/pods/mine\n')
+    monkeypatch.setattr(memory, 'GROUPS', tmp_path)
+    monkeypatch.setattr(memory, 'OWN_GROUPS', tmp_path / 'own')
+    monkeypatch.setattr(memory, '_of_system', lambda: 2**35)
+    assert memory.available_bytes() == 2**29 + 2**20  # of pods, which has less than the group within
+    (tmp_path / 'own').write_text('0::/other\n')
+    assert memory.available_bytes() == 2**35
+    monkeypatch.setattr(memory, 'OWN_GROUPS', tmp_path / 'none')
+    assert memory.available_bytes() == 2**35

@@ -166,6 +166,28 @@ def test_gradients_are_derivatives():
         assert torch.autograd.gradcheck(function, [value.requires_grad_() for value in inputs], fast_mode=True)
 
 
+def test_offsets_and_masks_of_a_larger_map_are_read_one_after_the_other():
+    """As compiled mmcv 2.1.0 does, which looks at no shape; DyHead relies on it."""
+    random = np.random.RandomState(4)
+    images, weight = cases.tensor(random, 2, 2, 6, 5), cases.tensor(random, 4, 2, 3, 3)
+    offset, mask = cases.tensor(random, 2, 18, 12, 10), cases.tensor(random, 2, 9, 12, 10)
+    convolve = importlib.import_module('mmcv.ops.modulated_deform_conv').modulated_deform_conv2d
+
+    def run(offset, mask):
+        return cases.run(lambda *values: convolve(values[0], *values[1:], weight, None, 1, 1, 1, 1, 1), images, offset,
+                         mask)
+
+    first = [values.flatten(1)[:, :values.size(1) * 30].reshape(2, -1, 6, 5) for values in (offset, mask)]
+    found, expected = list(run(offset, mask)), list(run(*first))
+    compare(found[:2], expected[:2])  # the output, and the gradient of the images
+    for ours, theirs in zip(found[2:], expected[2:], strict=True):
+        flat, theirs = ours.reshape(2, -1), theirs.reshape(2, -1)
+        np.testing.assert_array_equal(flat[:, :theirs.shape[1]], theirs)
+        assert theirs.any() and not flat[:, theirs.shape[1]:].any()
+    with pytest.raises(RuntimeError, match=r'are too few for an output of \(6, 5\)'):
+        convolve(images, offset[..., :2], mask, weight, None, 1, 1, 1, 1, 1)
+
+
 def test_channels_last_features_give_the_same():
     random = np.random.RandomState(11)
     features, boxes = cases.tensor(random, 2, 3, 12, 15), cases.rois(random)

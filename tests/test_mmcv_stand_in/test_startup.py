@@ -87,6 +87,17 @@ def test_a_bad_value_of_the_variable_costs_one_line_and_not_pythons_start(python
     assert len(done.stderr.splitlines()) == 1 and "got 'off'" in done.stderr
 
 
+def test_the_line_is_ascii_whatever_the_folder_is_called(tmp_path):
+    """Before Python 3.13 it is read in the encoding of the system."""
+    folder = tmp_path / 'J\u00fcrgen'
+    folder.mkdir()
+    (folder / '__init__.py').write_text('def install():\n    print("found")\n')
+    line = startup.line(str(folder))
+    assert line.isascii()
+    ran = subprocess.run([sys.executable, '-S', '-c', line], capture_output=True, text=True, check=True)
+    assert ran.stdout == 'found\n' and not ran.stderr
+
+
 def test_the_line_leaves_no_names_behind_where_python_runs_it():
     line = startup.line('/no/such/folder')
     assert line.startswith('import ') and line.count('\n') == 1 and line.endswith('\n')

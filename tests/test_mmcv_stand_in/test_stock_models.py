@@ -14,7 +14,8 @@ CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 NAMES = ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco', 'retinanet/retinanet_r50_fpn_1x_coco',
          'sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco', 'deformable_detr/deformable-detr_r50_16xb2-50e_coco',
          'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco', 'atss/atss_r50_fpn_1x_coco',
-         'dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco', 'dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco')
+         'dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco', 'dcnv2/faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco',
+         'dyhead/atss_r50_fpn_dyhead_1x_coco')
 WIDTHS = {2048: 64, 1024: 64, 256: 32, 128: 16}  # of layers; position codes have half the width of their layers
 
 
@@ -31,13 +32,14 @@ def small_model(name):
     cfg = Config.fromfile(CONFIGS / f'{name}.py').model
     strides = {part: cfg[part].pop('anchor_generator') for part in ('bbox_head', 'rpn_head')
                if 'anchor_generator' in cfg.get(part, {})}
-    channels, backbone = [16, 32, 64, 128][-len(cfg.neck.in_channels):], cfg.pop('backbone')
+    backbone = cfg.pop('backbone')
     cfg = narrow(cfg)
     for part, generator in strides.items():
         cfg[part].anchor_generator = generator
     # Else each block begins as the identity, and no gradient reaches the deformable convolutions in it.
     cfg.backbone = dict(backbone, base_channels=4, stem_channels=4, init_cfg=None, zero_init_residual=False)
-    cfg.neck.in_channels = channels
+    neck = cfg.neck[0] if isinstance(cfg.neck, list) else cfg.neck
+    neck.in_channels = [16, 32, 64, 128][-len(neck.in_channels):]
     if 'encoder' in cfg:
         cfg.num_queries, cfg.encoder.num_layers, cfg.decoder.num_layers = 12, 1, 2
         cfg.bbox_head.embed_dims = WIDTHS[256]

@@ -138,6 +138,19 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(folder, checkpoint, c
     assert sorted(path.name for path in Path('predictions', 'vis').iterdir()) == ['a.png', 'b.jpg', 'c.png']
 
 
+def test_a_name_that_is_no_text_is_printed_and_the_rest_goes_on(folder, checkpoint, capfd):
+    name = os.fsdecode(b'pictures/na\xefve.png')
+    shutil.copy('pictures/a.png', name)
+    assert call(checkpoint, name, 'pictures/b.jpg', '--no-draw') == 0
+    assert capfd.readouterr().out.count(' objects\n') == 2
+    assert len(written()['images']) == 2
+
+
+@pytest.mark.parametrize('name', ['faster-rcnn_r18_fpn_1xb4-4k_shapes', 'sparse-rcnn_r18_fpn_1xb4-4k_shapes'])
+def test_classes_of_two_stage_detectors_are_found(name):
+    assert class_names({}, Config.fromfile(config_path(name))) == list(CLASSES)
+
+
 def test_when_no_picture_is_there_nothing_is_written(folder, checkpoint):
     with pytest.raises(SystemExit, match='^there is no picture to look at$'):
         call(checkpoint, 'none.jpg')
