@@ -140,7 +140,7 @@ class OneForTwoLoop(ResumableTrainLoop):
                 losses = []
                 for rank in (0, 1):
                     batch = next(streams[rank])
-                    seed_draws(runner.seed + rank, iteration)
+                    seed_draws(runner.seed, iteration, rank)
                     losses.append(runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper))
                 for scheduler in runner.param_schedulers:
                     scheduler.step()

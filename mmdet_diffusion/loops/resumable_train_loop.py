@@ -61,7 +61,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         if self._iter > 0:
             seed = hub.runtime_info.get(SEED, seed)
         hub.update_info(SEED, seed)  # is in every checkpoint
-        self._noise_seed = seed + (get_rank() if self._diff_rank_seed else 0)
+        self._noise_key = seed, get_rank() if self._diff_rank_seed else 0
         self.dataloader_iterator.start(seed=seed, rank=get_rank(), iteration=self._iter, sets_order=self._sets_order)
         return super().run()
 
@@ -71,5 +71,6 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         Args:
             data_batch (Sequence[dict]): from the data loader.
         """
-        seed_draws(self._noise_seed, self._iter)
+        seed, rank = self._noise_key
+        seed_draws(seed, self._iter, rank)
         super().run_iter(data_batch)

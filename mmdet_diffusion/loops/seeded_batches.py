@@ -13,7 +13,7 @@ def seed_draws(*key: int) -> None:
     """Seed the global generators of Python, numpy and torch (of every device) from whole numbers.
 
     Args:
-        *key (int): at least 0; other numbers, or other many, give unrelated draws.
+        *key (int): at least 0; other numbers give unrelated draws, but for zeros at the end, which do not count.
     """
     words = np.random.SeedSequence(key).generate_state(4)
     random.seed(int(words[0]))
