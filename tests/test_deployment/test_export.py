@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from exports import CLASSES, config_of_tests, export, small_detector
 from golden_recordings import one_thread  # noqa: F401  acts by being here
 from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.dataset import Compose, pseudo_collate
 from PIL import Image
 
 from diffusiondet_runtime import ExportError, OnnxDetector, engines, pictures
@@ -391,16 +394,42 @@ def test_a_pipeline_that_the_run_time_lacks_is_refused_by_its_transform(detector
         input_rule(config, detector)
 
 
-def test_another_padding_than_that_of_the_graphs_is_refused_with_the_cure(detector, monkeypatch):
-    monkeypatch.setattr(detector.data_preprocessor, 'pad_size_divisor', 16)
+@pytest.mark.parametrize('bgr_to_rgb', [True, False])
+@pytest.mark.parametrize('backend', [None, 'cv2', 'pillow'])
+@pytest.mark.parametrize('keep_ratio', [True, False])
+def test_a_picture_becomes_the_input_that_the_pipeline_makes_of_it(tmp_path, bgr_to_rgb, backend, keep_ratio):
+    register_all_modules(init_default_scope=True)
+    preprocessor = MODELS.build(dict(type='DetDataPreprocessor', mean=[10.0, 20.0, 30.0], std=[4.0, 5.0, 6.0],
+                                     pad_size_divisor=32, bgr_to_rgb=bgr_to_rgb))
+    config = config_of_tests()
+    load, resize, *rest = config.test_pipeline
+    load = dict(load, imdecode_backend=backend) if backend else dict(type=load['type'])
+    resize = dict(type='Resize', scale=(160, 96), keep_ratio=keep_ratio, **({'backend': backend} if backend else {}))
+    config.test_dataloader.dataset.pipeline = [load, resize, *rest]
+    path = tmp_path / 'a.png'
+    Image.fromarray(check_picture((301, 187))).save(path)
+
+    pipeline = Compose([one for one in config.test_dataloader.dataset.pipeline if one['type'] != 'LoadAnnotations'])
+    sample = pipeline(dict(img_path=str(path), img_id=0))
+    expected = preprocessor(pseudo_collate([sample]))['inputs'].numpy()
+    rule = input_rule(config, SimpleNamespace(data_preprocessor=preprocessor))
+    prepared = pictures.prepare(pictures.read_picture(path, rule['decoder']), rule)
+    assert prepared.size == sample['data_samples'].img_shape[::-1] == ((155, 96) if keep_ratio else (160, 96))
+    assert prepared.scale == pytest.approx(sample['data_samples'].scale_factor)
+    found = pictures.batch([prepared], rule)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1.01 / 4)  # a grey level, by the least deviation
+
+
+def test_another_padding_than_that_of_the_graphs_is_refused_with_the_cure():
+    preprocessor = MODELS.build(dict(type='DetDataPreprocessor', pad_size_divisor=16))
     with pytest.raises(ValueError, match='pad_size_divisor is 16, .* multiples of 32: set it to 32'):
-        input_rule(config_of_tests(), detector)
+        input_rule(config_of_tests(), SimpleNamespace(data_preprocessor=preprocessor))
 
 
-def test_pictures_that_are_not_normalised_stay_so(detector, monkeypatch):
+def test_pictures_that_are_not_normalised_stay_so():
     plain = MODELS.build(dict(type='DetDataPreprocessor', pad_size_divisor=32, bgr_to_rgb=True))
-    monkeypatch.setattr(detector, 'data_preprocessor', plain)
-    rule = input_rule(config_of_tests(), detector)
+    rule = input_rule(config_of_tests(), SimpleNamespace(data_preprocessor=plain))
     assert (rule['mean'], rule['std'], rule['channel_order']) == ([0, 0, 0], [1, 1, 1], 'rgb')
 
 

@@ -55,6 +55,23 @@ def test_groups_give_the_losses_of_a_batch_with_each_image_that_often(counts, mo
     torch.testing.assert_close(losses, repeated)
 
 
+@pytest.mark.parametrize('num_groups', [1, 3])
+def test_the_network_sees_the_boxes_and_the_step_of_one_draw(num_groups, monkeypatch):
+    head = grouped_detector(num_groups=num_groups).bbox_head
+    drawn, seen = [], []
+    draw_training, refine = DiffusionBoxSampler.draw_training, head._refine
+    monkeypatch.setattr(DiffusionBoxSampler, 'draw_training',
+                        lambda *args, **kwargs: drawn.append(draw_training(*args, **kwargs)) or drawn[-1])
+    monkeypatch.setattr(head, '_refine',
+                        lambda features, bboxes, t: seen.append((bboxes, t)) or refine(features, bboxes, t))
+    samples = make_samples((2, 5, 1))
+    head.loss(make_feats(3), samples)
+    (draws, ), ((bboxes, t), ) = drawn, seen
+    objects = repeat_objects(pad_objects(samples, 3), num_groups)
+    assert len(set(t.tolist())) > 1 and torch.equal(t, draws.timesteps)
+    assert torch.equal(bboxes, head.box_sampler.noisy_boxes(objects, draws))
+
+
 def test_groups_of_an_image_have_noise_of_their_own():
     objects = repeat_objects(pad_objects(make_samples([2, 2]), 3), 2)
     noise = DiffusionBoxSampler().draw_training(objects, 5, num_groups=2).noise

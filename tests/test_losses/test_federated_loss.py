@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import mmengine
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -252,7 +251,8 @@ def test_an_averaged_model_keeps_its_buffers_apart(tmp_path):
 
 def read_in_a_process(rank, rendezvous, file, results):
     torch.distributed.init_process_group('gloo', f'file://{rendezvous}', rank=rank, world_size=2)
-    annotation_categories.mmengine = SimpleNamespace(load=mmengine.load if rank == 0 else None)
+    if rank > 0:
+        annotation_categories._parse = None
     found = []
     for name in (file, 'nowhere.json'):
         try:

@@ -138,6 +138,15 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(folder, checkpoint, c
     assert sorted(path.name for path in Path('predictions', 'vis').iterdir()) == ['a.png', 'b.jpg', 'c.png']
 
 
+def test_a_frame_reaches_the_network_as_a_picture_file_does(folder, checkpoint):
+    predictor = Predictor(Config.fromfile(SHAPES), str(checkpoint), device='cpu', score_thr=0.3, dial={})
+    pixels, sample = predictor.read(Path('pictures/a.png'))
+    assert pixels.shape == (48, 64, 3) and (pixels[..., 0] != pixels[..., 2]).any()
+    of_frame = predictor.sample(pixels, 'a.png')
+    assert torch.equal(of_frame['inputs'], sample['inputs'])
+    assert of_frame['data_samples'].scale_factor == sample['data_samples'].scale_factor
+
+
 def test_a_name_that_is_no_text_is_printed_and_the_rest_goes_on(folder, checkpoint, capfd):
     name = os.fsdecode(b'pictures/na\xefve.png')
     shutil.copy('pictures/a.png', name)
