@@ -15,8 +15,8 @@ _read: dict[str, list[dict]] = {}
 def read_categories(ann_file: str, backend_args: dict | None = None) -> list[dict]:
     """Categories of an annotation file, in its order.
 
-    A file of LVIS takes 40 s and 11 GiB to parse, so the first process parses it, once, and tells the others: all
-    processes have to call this together.
+    A file of LVIS has a gigabyte, and takes several to parse, so the first process parses it, once, and tells the
+    others: all processes have to call this together.
 
     Args:
         ann_file (str): JSON file.

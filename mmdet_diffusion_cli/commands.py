@@ -51,7 +51,7 @@ COMMANDS = (
     Command('convert', 'model_converters/diffusiondet_to_mmdet.py', "convert a checkpoint of the authors' code",
             'SRC.pth DST.pth --check diffusiondet_r50_fpn_8xb2-450k_coco'),
     Command('shapes', 'dataset_converters/make_shapes.py', 'make a small detection set, to try things on',
-            'data/shapes --num-train 800 --num-val 200'),
+            'data/shapes'),
     Command('sizes', 'analysis_tools/measure_sizes.py', "measure a data set's objects: lines for a config",
             'data/bccd/annotations/train.json', needs_openmmlab=False),
     Command('configs', 'misc/configs.py', 'list, show or copy the configs',

@@ -13,13 +13,14 @@ from mmdet_diffusion.evaluation.cost_card import num_flops
 from mmdet_diffusion.testing import REPOSITORY, data_sample
 
 FILES = sorted((REPOSITORY / 'configs' / 'benchmark').glob('*.py'))
-BCCD = [file for file in FILES if file.stem.endswith('_bccd')]
+AUGMENTED = [file for file in FILES if '-1.5k_' in file.stem]
+BCCD = [file for file in FILES if file.stem.endswith('_bccd') and file not in AUGMENTED]
 SHAPES = [file for file in FILES if file.stem.endswith('_shapes')]
 SHAPE = (64, 96)
 
 
 def names(file):
-    return f"{file.stem.split('_')[0]}-{file.stem.split('_')[-1]}"
+    return f"{file.stem.split('_')[0]}{'-augmented' * (file in AUGMENTED)}-{file.stem.split('_')[-1]}"
 
 
 def small_batch():
@@ -35,7 +36,9 @@ def small_batch():
 def test_there_are_the_detectors_of_the_comparison():
     others = {'deformable-detr', 'faster-rcnn', 'fcos', 'retinanet', 'sparse-rcnn'}
     compared = {f'{name}-{data}' for name in others for data in ('bccd', 'shapes')}
-    assert sorted(map(names, FILES)) == sorted({'diffusiondet-bccd', 'diffusiondet-large-shapes', *compared})
+    augmented = {f'{name}-augmented-bccd' for name in ('faster-rcnn', 'fcos', 'retinanet')}
+    ours = {'diffusiondet-bccd', 'diffusiondet-large-shapes'}
+    assert sorted(map(names, FILES)) == sorted(ours | compared | augmented)
 
 
 @pytest.mark.parametrize('file', FILES, ids=names)
@@ -54,7 +57,7 @@ def test_a_detector_learns_and_detects(file):
     with torch.no_grad():
         results = model.eval()(**model.data_preprocessor(batch), mode='predict')
     assert len(results) == 2
-    number = 3 if file in BCCD else 6
+    number = 3 if file in BCCD + AUGMENTED else 6
     for sample in results:
         found = sample.pred_instances
         assert found.bboxes.isfinite().all() and ((found.labels >= 0) & (found.labels < number)).all()
@@ -74,6 +77,20 @@ def assert_equal_but_for_the_detector(cfgs):
 
 def test_on_bccd_all_have_the_same_trunk_data_schedule_and_evaluation():
     assert_equal_but_for_the_detector([Config.fromfile(file).to_dict() for file in BCCD])
+
+
+@pytest.mark.parametrize('max_iters', [None, '30'])
+def test_augmented_detectors_have_pictures_and_schedule_of_ours_and_are_the_plain_ones(monkeypatch, max_iters):
+    if max_iters:
+        monkeypatch.setenv('MAX_ITERS', max_iters)
+    ours = Config.fromfile(config_path('diffusiondet_efficientnet-lite0_fpn_1xb4-1.5k_bccd')).to_dict()
+    assert ours['train_cfg']['max_iters'] == int(max_iters or 1500)
+    cfgs = [Config.fromfile(file).to_dict() for file in AUGMENTED]
+    assert_equal_but_for_the_detector([ours, *cfgs])
+    for file, cfg in zip(AUGMENTED, cfgs, strict=True):
+        plain = Config.fromfile(str(file).replace('-1.5k', '')).to_dict()
+        assert cfg['model'] == plain['model'] and cfg['optim_wrapper'] == plain['optim_wrapper']
+        assert cfg['train_dataloader'] != plain['train_dataloader']
 
 
 def test_on_shapes_all_have_those_of_the_demo():

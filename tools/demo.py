@@ -66,8 +66,11 @@ class Demo:
 
     def make_data(self) -> None:
         """Draw the data set, unless it is there."""
-        sizes = ['--num-train', '16', '--num-val', '6'] if self.quick else ['--num-train', '3000', '--num-val', '200']
-        run('dataset_converters/make_shapes.py', self.data, *sizes)
+        sizes = ['--num-train', '16', '--num-val', '6'] if self.quick else []
+        try:
+            run('dataset_converters/make_shapes.py', self.data, *sizes)
+        except SystemExit as error:
+            sys.exit(f'{error}\nthe demo takes another folder for its data by --data')
 
     def measure(self) -> Speed:
         """Train a little, to be thrown away, and see how long that takes."""

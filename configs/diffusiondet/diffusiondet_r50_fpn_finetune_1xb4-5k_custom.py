@@ -21,6 +21,6 @@ param_scheduler = [
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(fc_cls=dict(lr_mult=10))))
 auto_scale_lr = dict(base_batch_size=4)
 default_hooks = dict(
-    checkpoint=dict(interval=1000, max_keep_ckpts=1),
+    checkpoint=dict(interval=1000, max_keep_ckpts=1, save_best='coco/bbox_mAP'),  # the last one, and the best
     class_transfer=dict(type='ClassTransferHook'),  # classes that COCO has too start from its class layers
     checkpoint_report=dict(type='CheckpointReportHook'))

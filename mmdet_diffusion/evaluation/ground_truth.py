@@ -15,7 +15,8 @@ from .detection_records import ImageDetections
 def ground_truth(dataset: BaseDataset) -> COCO:
     """Objects of a data set. Image ids are places in the data set from 1, category ids are labels from 1.
 
-    Of a data set in COCO's format areas are those of the file, else of the boxes; ignored objects count as crowds.
+    Of a data set in COCO's format areas are those of the file, else of the boxes, cut at the edges of the picture as
+    detections are; ignored objects count as crowds.
     Images of LVIS say which classes were looked for, as in its files: see :func:`match_detections`.
 
     Raises:
@@ -61,11 +62,14 @@ def _of_instances(dataset: BaseDataset) -> tuple[list[dict], list[dict]]:
         info = dataset.get_data_info(place - 1)
         images.append(dict(id=place, width=info['width'], height=info['height'], file_name=str(info['img_path'])))
         for instance in info['instances']:
-            left, top, right, bottom = map(float, instance['bbox'])
+            left, top, right, bottom = (min(max(float(value), 0.0), float(limit)) for value, limit in zip(
+                instance['bbox'], (info['width'], info['height']) * 2, strict=True))
             width, height = right - left, bottom - top
-            annotations.append(dict(bbox=[left, top, width, height], area=width * height, image_id=place,
-                                    iscrowd=int(instance.get('ignore_flag', 0)),
-                                    category_id=instance['bbox_label'] + 1))
+            label = instance['bbox_label']
+            # A region to be ignored may be of no class: it is for detections of each.
+            for one in [label] if label >= 0 else range(len(dataset.metainfo['classes'])):
+                annotations.append(dict(bbox=[left, top, width, height], area=width * height, image_id=place,
+                                        iscrowd=int(instance.get('ignore_flag', 0)), category_id=one + 1))
     return images, annotations
 
 

@@ -10,11 +10,14 @@ from torch.utils.data import DataLoader
 
 from .detection_records import ImageDetections
 
+PROPOSAL_NUMS = (100, 300, 1000)  # of MMDetection's CocoMetric, which takes AP at the first of them
+
 
 def is_coco_box_ap(evaluator: dict | list[dict]) -> bool:
     """Whether an evaluator's config asks for nothing but COCO's AP of boxes, which the matches give."""
     parts = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
     return all(part['type'].split('.')[-1] == 'CocoMetric' and part.get('metric', 'bbox') in ('bbox', ['bbox'])
+               and tuple(part.get('proposal_nums', PROPOSAL_NUMS)) == PROPOSAL_NUMS and part.get('iou_thrs') is None
                for part in parts)
 
 

@@ -84,7 +84,7 @@ class FederatedLoss(nn.Module):
     def read_counts(self) -> None:
         """Read the image counts where they come from a file; all processes together.
 
-        ``DatasetCheckHook`` calls it before training, since a file of LVIS takes minutes. Without the hook the first
+        ``DatasetCheckHook`` calls it before training, since a file of LVIS takes long. Without the hook the first
         loss does.
 
         Raises:

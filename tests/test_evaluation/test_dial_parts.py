@@ -125,6 +125,8 @@ def test_a_key_is_of_content_and_not_of_order_or_place(tmp_path):
 @pytest.mark.parametrize(('evaluator', 'answer'), [
     (dict(type='CocoMetric', metric='bbox'), True), ([dict(type='mmdet.CocoMetric', metric=['bbox'])], True),
     (dict(type='CocoMetric', metric=['bbox', 'proposal']), False), (dict(type='VOCMetric'), False),
+    (dict(type='CocoMetric', proposal_nums=[100, 300, 1000]), True),
+    (dict(type='CocoMetric', proposal_nums=(100, 300, 8000)), False), (dict(type='CocoMetric', iou_thrs=[0.5]), False),
     ([dict(type='CocoMetric'), dict(type='CrowdHumanMetric')], False)])
 def test_what_cocos_ap_does_not_say_is_left_to_the_evaluator(evaluator, answer):
     assert is_coco_box_ap(evaluator) is answer
@@ -159,6 +161,30 @@ def test_ap_of_a_data_set_is_that_of_its_metric(tmp_path):
     names = dict(AP='mAP', AP50='mAP_50', AP75='mAP_75', AP_small='mAP_s', AP_medium='mAP_m', AP_large='mAP_l')
     for name, theirs in names.items():
         assert summary[name] == pytest.approx(expected[f'coco/bbox_{theirs}'], abs=5.1e-4), name  # they round
+
+
+class Crowd:
+    """As CrowdHuman's: a region to be ignored has no class, and bodies reach past the edge."""
+
+    metainfo = dict(classes=('person', 'other'))
+
+    def __len__(self):
+        return 1
+
+    def get_data_info(self, place):
+        return dict(img_path='a.jpg', width=100, height=80, instances=[
+            dict(bbox=[-20, 10, 30, 90], bbox_label=0, ignore_flag=0),
+            dict(bbox=[50, 10, 90, 70], bbox_label=-1, ignore_flag=1)])
+
+
+def test_regions_without_a_class_are_ignored_for_each_and_boxes_end_at_the_picture():
+    truth = ground_truth(Crowd())
+    person, *ignored = truth.dataset['annotations']
+    assert person['bbox'] == [0, 10, 30, 70] and person['area'] == 2100 and not person['iscrowd']
+    assert [(one['category_id'], one['iscrowd']) for one in ignored] == [(1, 1), (2, 1)]
+    detections = [dict(image_id=1, category_id=1, bbox=[55, 15, 20, 20], score=0.9),
+                  dict(image_id=1, category_id=1, bbox=[0, 10, 30, 70], score=0.8)]
+    assert match_detections(truth, detections).ap() == pytest.approx(1)
 
 
 class NoImages:

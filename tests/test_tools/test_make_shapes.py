@@ -47,6 +47,14 @@ def test_the_same_seed_gives_the_same_bytes(small_set, tmp_path):
     assert contents(tmp_path / 'again') == contents(small_set)
 
 
+def test_the_default_sizes_are_those_of_the_figures(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(make_shapes, 'write_set', lambda folder, *args: asked.append(args) or folder.mkdir())
+    for place, args in enumerate(([], ['--large'], ['--num-train', '7', '--large'])):
+        make_shapes.main([str(tmp_path / str(place)), *args])
+    assert [args[:2] for args in asked] == [(3000, 200), (800, 200), (7, 200)]
+
+
 def test_another_seed_gives_other_images(small_set, tmp_path):
     make_shapes.make_set(tmp_path / 'other', num_train=8, num_val=5, size=64, seed=1)
     mine, other = contents(small_set), contents(tmp_path / 'other')

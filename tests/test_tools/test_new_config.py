@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,6 +237,25 @@ def test_pictures_of_the_two_files_may_lie_apart(here):
 def test_pictures_that_are_trained_on_and_validated_are_named(here, capsys):
     call(annotations(), val=annotations(4))
     assert 'WARNING: 4 pictures are both trained on and validated, such as 0.png' in capsys.readouterr().out
+
+
+def test_a_folder_with_an_apostrophe_is_a_folder(here):
+    for name in ('train', 'val'):
+        (here / f'{name}.json').write_text(json.dumps(annotations()))
+    assert configs.main(['new', "bob's data/parts.py", '--train', 'train.json', '--val', 'val.json', '--images',
+                         'images']) == 0
+    cfg = Config.fromfile("bob's data/parts.py")
+    assert Path(cfg.train_dataloader.dataset.ann_file) == here / "bob's data" / 'parts_train.json'
+
+
+@pytest.mark.parametrize(('length', 'interval'), [(None, 250), ('1000', 250), ('20000', 2000)])
+def test_a_training_is_validated_ten_times_at_most_and_keeps_its_best(here, monkeypatch, length, interval):
+    if length:
+        monkeypatch.setenv('MAX_ITERS', length)
+    call(annotations(), val=annotations())
+    cfg = Config.fromfile('mine/parts.py')
+    assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == interval
+    assert cfg.default_hooks.checkpoint.save_best == 'coco/bbox_mAP'
 
 
 def test_many_classes_keep_the_lines_short(here):

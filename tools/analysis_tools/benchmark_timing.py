@@ -5,7 +5,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -91,7 +91,7 @@ def paired_ratio(numerator: Samples, denominator: Samples) -> float:
 def environment(device: torch.device, *, keeps_memory: bool) -> dict[str, str]:
     """What a measurement was made on; ``keeps_memory`` as :func:`keep_freed_memory` told."""
     found = dict(
-        date=datetime.now(UTC).isoformat(timespec='seconds'), commit=_commit(), device=str(device),
+        date=datetime.now().astimezone().isoformat(timespec='seconds'), commit=_commit(), device=str(device),
         cpu=_cpu_name(), cores=str(os.cpu_count()), threads=str(torch.get_num_threads()),
         python=platform.python_version(), torch=torch.__version__, mmcv=mmcv.__version__, mmdet=mmdet.__version__)
     found['freed memory'] = 'kept' if keeps_memory else 'left to the C library'

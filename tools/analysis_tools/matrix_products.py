@@ -72,6 +72,9 @@ def record_products(call: Callable[[], object]) -> MatrixProducts:
 @contextmanager
 def _attention_in_parts():
     """Without torch's fast path, which is one operator for projections and attention."""
+    if not hasattr(torch.backends, 'mha'):  # before torch 2.3 it cannot be turned off
+        yield
+        return
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -29,6 +29,7 @@ from mmengine.utils import ProgressBar
 from PIL import Image
 from shapes_drawing import CLASSES, FEW_LARGE, MANY, camera, compose, visible_extent
 
+NUM_TRAIN, NUM_TRAIN_LARGE = 3000, 800  # what the configs and docs have
 VERSION = 1  # a change of any pixel or box is a new version
 SPLITS = ('train', 'val')
 OWN_FILES = re.compile(r'shapes\.json|annotations(/(train|val)\.json)?|(train|val)(/\d{6,}\.png)?')
@@ -153,9 +154,10 @@ def swap_in(new, out, old):
         raise
 
 
-def make_set(out, num_train=800, num_val=200, size=128, seed=0, large=False, overwrite=False):
+def make_set(out, num_train=None, num_val=200, size=128, seed=0, large=False, overwrite=False):
     """Make the set, all of it or nothing, unless it is there already."""
     out = Path(out).resolve()
+    num_train = num_train or (NUM_TRAIN_LARGE if large else NUM_TRAIN)
     if is_there_already(out, recipe(num_train, num_val, size, seed, large), overwrite):
         print(f'{out} holds this set already, complete: nothing to do')
         return
@@ -176,7 +178,8 @@ def at_least(lowest):
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', metavar='OUT', help='folder to make')
-    parser.add_argument('--num-train', type=at_least(1), default=800, help='images to train on (default 800)')
+    parser.add_argument('--num-train', type=at_least(1),
+                        help=f'images to train on (default {NUM_TRAIN}; {NUM_TRAIN_LARGE} with --large)')
     parser.add_argument('--num-val', type=at_least(1), default=200, help='images to validate (default 200)')
     parser.add_argument('--size', type=at_least(48), default=128,
                         help='longer side in pixels (default 128); the shorter one is 0.6 to 1 times that')

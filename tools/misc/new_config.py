@@ -24,14 +24,15 @@ TEMPLATE = """# {summary}
 _base_ = ['diffusiondet/{base}.py']
 
 metainfo = dict(classes={classes})
-train_file = '{{{{ fileDirname }}}}/{stem}_train.json'  # beside this file
-val_file = '{{{{ fileDirname }}}}/{stem}_val.json'
+train_file = "{{{{ fileDirname }}}}/{stem}_train.json"  # beside this file
+val_file = "{{{{ fileDirname }}}}/{stem}_val.json"
 train_images = {train_images}
 val_images = {val_images}
 size = {size}  # pixels of the longer side: 19 of 20 objects are {smallest:.0f} or more then
 
 # A long training needs pictures that vary in size and colour, too; a short one is slowed by it.
-is_long = int('{{{{$MAX_ITERS:500}}}}') >= {long}
+length = int('{{{{$MAX_ITERS:500}}}}')
+is_long = length >= {long}
 sizes = [round(0.9 * size), size, round(1.1 * size)] if is_long else [size]
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -54,8 +55,9 @@ val_dataloader = dict(dataset=dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=val_file)
 test_evaluator = val_evaluator
-train_cfg = dict(val_interval=250)
-default_hooks = dict(checkpoint=dict(interval=250, max_keep_ckpts=1))
+# Ten times in a long training, twice in the shortest. The last checkpoint is kept, and the best one.
+train_cfg = dict(val_interval=max(250, length // 10))
+default_hooks = dict(checkpoint=dict(interval=max(250, length // 10), max_keep_ckpts=1, save_best='coco/bbox_mAP'))
 
 model = dict(
     bbox_head=dict(

@@ -1,5 +1,5 @@
-# Made by `python tools/dataset_converters/make_shapes.py data/shapes`; nothing to download. Images keep their
-# size: 128 pixels on the longer side.
+# Made by `mmdet-diffusion shapes data/shapes`; nothing to download. Images keep their size, 128 pixels on the longer
+# side; those of another `--size` get it.
 dataset_type = 'CocoDataset'
 data_root = 'data/shapes/'
 metainfo = dict(classes=('circle', 'rectangle', 'triangle', 'star', 'ring', 'cross'))
@@ -7,6 +7,7 @@ metainfo = dict(classes=('circle', 'rectangle', 'triangle', 'star', 'ring', 'cro
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
