@@ -19,5 +19,5 @@ param_scheduler = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, begi
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='FusedAdamW', lr=7e-4, weight_decay=0.05),
-    clip_grad=dict(max_norm=10.0, norm_type=2, foreach=True))
+    clip_grad=dict(max_norm=10.0, norm_type=2))
 auto_scale_lr = dict(enable=False, base_batch_size=4)
