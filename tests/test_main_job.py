@@ -189,7 +189,7 @@ def test_inferencer_takes_a_config_object_and_a_checkpoint(checkpoint, shapes):
 def test_the_dial_has_a_row_per_setting_and_a_second_run_computes_nothing_again(checkpoint, options, tmp_path):
     def turn():
         return run(OURS / 'analysis_tools' / 'dial.py', Path(CONFIG).stem, checkpoint, '--settings', '1x20', '2x40',
-                   '--eta', '0', '1', '--seeds', '0', '1', '--controls', '--under-ms', '60000', '--num-draws', '20',
+                   '--eta', '0', '1', '--seeds', '0', '1', '--controls', '--under-ms', '60000', '--num-draws', '100',
                    '--out-dir', tmp_path, '--cfg-options', *options)
 
     printed = turn()
@@ -210,8 +210,8 @@ def test_the_dial_gives_the_figures_of_another_evaluator_too(checkpoint, options
     config.write_text(f'_base_ = {str(REPOSITORY / CONFIG)!r}\n'
                       "test_evaluator = dict(_delete_=True, type='VOCMetric', metric='mAP', eval_mode='11points')\n")
     mine = [option for option in options if not option.startswith('test_evaluator')]
-    run(OURS / 'analysis_tools' / 'dial.py', config, checkpoint, '--settings', '1x20', '--num-draws', '10', '--out-dir',
-        tmp_path / 'out', '--cfg-options', *mine)
+    run(OURS / 'analysis_tools' / 'dial.py', config, checkpoint, '--settings', '1x20', '--num-draws', '100',
+        '--out-dir', tmp_path / 'out', '--cfg-options', *mine)
     metrics = json.loads((tmp_path / 'out' / 'dial.json').read_text())['settings'][0]['metrics']
     assert {'AP', 'AP50', 'pascal_voc/mAP'} <= set(metrics)
 
