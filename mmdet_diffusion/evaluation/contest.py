@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,8 +127,7 @@ class Contest:
                                  'test_dataloader')
         return digests[first][0]
 
-    def run(self, checkpoints: Callable[[Entry], Sequence[str]] = attrgetter('checkpoints')
-            ) -> tuple[list[Outcome], dict[str, str]]:
+    def run(self, checkpoints: Callable[[Entry], Sequence[str]]) -> tuple[list[Outcome], dict[str, str]]:
         """Test all; gives the outcomes, and what could not be tested with the reason.
 
         Args:
