@@ -1,14 +1,14 @@
-"""AP and error types against hotcoco, which counts them by code of its own; skipped where it is not installed."""
+"""AP and error types against hotcoco, which counts them by code of its own."""
 
 import json
 
+import hotcoco
 import pytest
 from made_detections import made_detections, made_objects
 
 from mmdet_diffusion.evaluation.average_precision import match_detections
 from mmdet_diffusion.evaluation.error_types import error_types
 
-hotcoco = pytest.importorskip('hotcoco')
 KINDS = dict(classification='Cls', localisation='Loc', both='Both', duplicate='Dupe', background='Bkg', missed='Miss')
 SIZES = dict(AP_small='APs', AP_medium='APm', AP_large='APl')
 

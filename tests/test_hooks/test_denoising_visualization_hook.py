@@ -10,6 +10,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmdet_diffusion.hooks import DenoisingVisualizationHook
 from mmdet_diffusion.testing import REPOSITORY, load_tool
@@ -104,10 +105,9 @@ def test_ap_of_a_setting_is_that_of_a_validation_at_it(data, tmp_path):
 
 
 def test_tensorboard_has_pictures_and_figures(data, tmp_path):
-    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     runner_of(data, tmp_path, [HOOK], [dict(type='TensorboardVisBackend')]).train()
     folder, = tmp_path.glob('*/vis_data')
-    events = accumulator.EventAccumulator(str(folder))
+    events = EventAccumulator(str(folder))
     events.Reload()
     assert {'coco/bbox_mAP_1x8', 'coco/bbox_mAP_2x12', 'coco/bbox_mAP'} <= set(events.Tags()['scalars'])
     tags = [tag for tag in events.Tags()['images'] if tag.startswith('denoising_')]
