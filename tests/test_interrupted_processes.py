@@ -1,5 +1,6 @@
 """Trainings of several processes that are killed, restarted, in shards or on two machines."""
 
+import copy
 import json
 import socket
 import subprocess
@@ -115,6 +116,34 @@ def test_sharded_weights_learn_as_whole_ones_with_gradients_clipped_by_the_norm_
     whole, shards = (torch.load(tmp_path / name / f'iter_{ITERATIONS}.pth') for name in ('whole', 'shards'))
     for name, value in whole['state_dict'].items():
         torch.testing.assert_close(shards['state_dict'][name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_sharded_weights_start_from_a_checkpoint_with_other_classes_by_their_names(shapes, tmp_path):
+    options = [*SHARDED, 'train_cfg.max_iters=1', 'optim_wrapper.optimizer.lr=0.0',
+               'default_hooks.class_transfer.type=ClassTransferHook', 'default_hooks.report.type=CheckpointReportHook']
+    run(command(shapes, tmp_path / 'own', *options, launch=TWO))
+    own = torch.load(tmp_path / 'own' / 'iter_1.pth')
+    classes = own['meta']['dataset_meta']['classes']
+    source = copy.deepcopy(own['state_dict'])
+    layers = [name for name in source if 'fc_cls' in name]
+    assert len(layers) == 4
+    for name, value in source.items():
+        if name in layers:  # one class more in front, the last one missing, the others the other way round
+            source[name] = 0.1 * torch.rand(len(classes), *value.shape[1:])
+        elif value.is_floating_point() and '.coder.' not in name:
+            source[name] = value + 0.01
+    torch.save(dict(state_dict=source, meta=dict(dataset_meta=dict(classes=('other', *classes[-2::-1])))),
+               tmp_path / 'source.pth')
+    printed = run(command(shapes, tmp_path / 'tuned', *options, f'load_from={tmp_path}/source.pth', launch=TWO))
+    assert f'{len(classes) - 1} of {len(classes)} classes start from the class layers' in printed
+    assert 'tensors of the' not in printed
+    tuned = torch.load(tmp_path / 'tuned' / 'iter_1.pth')['state_dict']
+    for name, value in tuned.items():
+        if name in layers:
+            torch.testing.assert_close(value, torch.cat([source[name][1:].flip(0), own['state_dict'][name][-1:]]))
+        elif 'running' not in name and 'num_batches' not in name:
+            torch.testing.assert_close(value, source[name])
 
 
 # Two machines ---------------------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """Hook that says which tensors of a checkpoint do not reach the model."""
 
-from mmdet.models import SemiBaseDetector
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Size
+
+from mmdet_diffusion.hooks.whole_state import whole_state
+
+STUDENT_AND_TEACHER = ('student.', 'teacher.')  # of mmdet's semi-supervised detectors
 
 
 @HOOKS.register_module()
@@ -26,13 +28,13 @@ class CheckpointReportHook(Hook):
         Raises:
             ValueError: if no tensor of the checkpoint fits.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        model = getattr(model, 'module', model)  # a test-time augmentation model wraps the detector once more
         given = {name.removeprefix('module.'): getattr(value, 'shape', None)
                  for name, value in checkpoint.get('state_dict', checkpoint).items()}
-        if isinstance(model, SemiBaseDetector) and not any(name.startswith(('student.', 'teacher.')) for name in given):
-            model = model.student  # a supervised detector's weights go to both
-        wanted = {name: value.shape for name, value in model.state_dict().items()}
+        # A test-time augmentation model wraps the detector once more.
+        wanted = {name.removeprefix('module.'): value.shape for name, value in whole_state(runner.model).items()}
+        if not any(name.startswith(STUDENT_AND_TEACHER) for name in given):  # weights of one detector go to both
+            wanted = {name.removeprefix(STUDENT_AND_TEACHER[0]): shape for name, shape in wanted.items()
+                      if not name.startswith(STUDENT_AND_TEACHER[1])}
         if not any(name in wanted and wanted[name] == shape for name, shape in given.items()):
             raise ValueError('no tensor of the checkpoint fits the model; it has '
                              f'{_shorten(list(given))}, the model {_shorten(list(wanted))}. Convert checkpoints of the '

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor
+
+from mmdet_diffusion.hooks.whole_state import whole_state
 
 CLASS_LAYER = re.compile(r'(module\.)?(?P<name>bbox_head\.stages\.\d+\.fc_cls\.(weight|bias))')
 
@@ -49,11 +50,9 @@ class ClassTransferHook(Hook):
                                   "taken over by a class's name")
             return
         sources = match_names(classes, given, self.source_names)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if not transfer_rows(checkpoint['state_dict'], model.state_dict(), sources):
-            runner.logger.warning('no class layer of the checkpoint is one of the model: it is of another detector, or '
-                                  'the model is wrapped in one that names them otherwise. All classes start from the '
-                                  'prior')
+        if not transfer_rows(checkpoint['state_dict'], whole_state(runner.model), sources):
+            runner.logger.warning('no class layer of the checkpoint is one of the model, since it is of another '
+                                  'detector. All classes start from the prior')
             return
         taken = [name for name, source in zip(classes, sources, strict=True) if source is not None]
         runner.logger.info(f'{len(taken)} of {len(classes)} classes start from the class layers of the checkpoint: '
