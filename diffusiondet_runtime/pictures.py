@@ -2,16 +2,23 @@
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from .errors import ExportError, first_line
 
 CANVAS = (124, 117, 104)  # mmcv's, behind grey pictures with transparency
 COEFFICIENT_BITS = 11  # of OpenCV's fixed-point interpolation
+ORIENTATION = 0x0112  # of EXIF
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}  # by orientation; from 5 on width and height change places
+TIFF_SIZE = 256, 257  # tags of width and height
 
 
 class Prepared(NamedTuple):
@@ -56,7 +63,7 @@ def read_picture(source: str | os.PathLike | Image.Image | np.ndarray, decoder: 
             else:
                 with Image.open(Path(source)) as image:
                     picture = _as_rgb(image, decoder)
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except Exception as error:  # whatever decoders raise at what is no picture
             raise ExportError(f'{source} cannot be read as a picture ({first_line(error)})') from error
     if 0 in picture.shape:
         raise ExportError(f'a picture of {picture.shape[1]} x {picture.shape[0]} pixels has no size')
@@ -64,16 +71,51 @@ def read_picture(source: str | os.PathLike | Image.Image | np.ndarray, decoder: 
 
 
 def _as_rgb(image: Image.Image, decoder: str) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
+    is_png = image.format == 'PNG'
+    image.load()  # turns a TIFF, and tells its EXIF so
+    turn = TURNS.get(image.getexif().get(ORIENTATION))
+    if turn is not None:
+        image = image.transpose(turn)  # ImageOps.exif_transpose writes all EXIF anew, and fails at what is odd there
+    if image.mode == 'I' and is_png:  # Pillow before 11 opens its 16 bits so
+        return _of_16_bits(np.asarray(image))
     if image.mode in ('I', 'F'):
         raise ValueError(f"its values are of Pillow's mode {image.mode}, which has no white; save it in 8 or 16 bits")
     if image.mode.startswith('I;16'):
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        return _of_16_bits(np.asarray(image))
     if image.mode == 'LA' and decoder == 'pillow':
         canvas, layer = Image.new('RGB', image.size, CANVAS), image.convert('RGBA')
         canvas.paste(layer, mask=layer.split()[3])
         image = canvas
     return np.asarray(image.convert('RGB'))
+
+
+def _of_16_bits(values: np.ndarray) -> np.ndarray:
+    return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def picture_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Width and height of a picture file as it is shown, turned as its EXIF data say; pixels are not read.
+
+    Args:
+        path (str | os.PathLike): of a picture of any size.
+
+    Raises:
+        OSError, ValueError: if it is no picture.
+    """
+    with _of_any_size(), Image.open(Path(path)) as image:
+        # Some versions of Pillow turn the size of a TIFF when it is opened.
+        size = tuple(image.tag_v2[tag] for tag in TIFF_SIZE) if image.format == 'TIFF' else image.size
+        return size[::-1] if image.getexif().get(ORIENTATION) in range(5, 9) else size
+
+
+@contextmanager
+def _of_any_size() -> Iterator[None]:
+    """Pillow refuses to open what would take much memory, which a header does not."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def prepare(picture: np.ndarray, rule: dict) -> Prepared:

@@ -87,6 +87,10 @@ def class_wise_nms(found: Detections, nms: dict) -> Detections:
     if not parts:
         return found
     bboxes, scores, labels = map(np.concatenate, zip(*parts, strict=True))
+    if nms.get('type', 'nms') == 'soft_nms':  # mmcv keeps one best box of all, whatever its score, not one a class
+        left = ~(scores < np.float32(nms.get('min_score', 1e-3)))
+        left[np.argmax(scores)] = True
+        bboxes, scores, labels = bboxes[left], scores[left], labels[left]
     order = np.argsort(-scores, kind='stable')[:nms['max_num'] if nms.get('max_num', -1) > 0 else None]
     return Detections(bboxes[order], scores[order], labels[order])
 

@@ -9,6 +9,7 @@ from PIL import Image
 from .sources import opencv, with_swapped_channels
 from .whole_file import unfinished_name, whole_file
 
+WIDEST_RATE = 65535  # what MPEG-4 counts a second in
 DRAWN = {'.jpg', '.jpeg', '.png'}  # formats that drawn pictures keep; others become PNG
 
 
@@ -149,7 +150,7 @@ class DrawnFiles:
         if self.video is None or self.video[0] != source:
             self.close()
             cv2, path = opencv(), self._name(Path(name).stem, '.mp4')
-            writer = cv2.VideoWriter(str(unfinished_name(path)), cv2.VideoWriter_fourcc(*'mp4v'), rate,
+            writer = cv2.VideoWriter(str(unfinished_name(path)), cv2.VideoWriter_fourcc(*'mp4v'), _writable(rate),
                                      pixels.shape[1::-1])
             if not writer.isOpened():
                 raise OSError(f'{path} cannot be written as a video; leave drawing out by --no-draw')
@@ -167,3 +168,9 @@ class DrawnFiles:
             self.video = None
             writer.release()
             unfinished_name(path).replace(path)
+
+
+def _writable(rate: float) -> float:
+    """A rate of frames with as many digits as MPEG-4 can hold."""
+    return round(min(rate, WIDEST_RATE), next(digits for digits in (3, 2, 1, 0) if rate * 10**digits <= WIDEST_RATE
+                                              or not digits))

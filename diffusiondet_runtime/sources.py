@@ -2,6 +2,7 @@
 
 import glob
 import importlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 PICTURES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 VIDEOS = {'.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv'}
+COUNTED = {'.avi', '.m4v', '.mov', '.mp4'}  # containers that count their frames; of others it is a guess by the length
 MOST_BROKEN = 25  # frames in a row that cannot be read, after which the rest of a video is given up
 PATIENCE = 10.0  # seconds in which a camera or a stream that gives no frame any more is opened again and again
 STREAMS = {'rtmp', 'rtp', 'rtsp', 'rtsps', 'srt', 'tcp', 'udp'}  # whose end is a fault; http may well be that of a file
@@ -63,7 +65,7 @@ class VideoFrames:
         video (Video): which.
         rate (float): frames a second, as the file says; 25 where it does not.
         number (int | None): frames, as the container says, also at an address; None where it does not say.
-        broken (list[int]): places of frames that could not be read.
+        broken (list[int]): places of frames that could not be read; at the end only where the container counts them.
         silence (float): seconds without a frame at the end of what has none, ``PATIENCE`` at least; else 0.
 
     Raises:
@@ -90,7 +92,8 @@ class VideoFrames:
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         """Place from 0, and pixels as uint8 RGB of shape (h, w, 3)."""
-        place, in_a_row = 0, 0
+        place, unread = 0, []
+        counts = Path(self.video.source.partition('?')[0]).suffix.lower() in COUNTED
         while True:
             is_read, frame = self.capture.read()
             if not is_read and self.video.has_no_end:
@@ -98,13 +101,14 @@ class VideoFrames:
                 if not is_read:
                     return
             if is_read:
-                in_a_row = 0
+                self.broken += unread
+                unread = []
                 yield place, with_swapped_channels(frame)
-            elif self.number is None or place >= self.number or in_a_row == MOST_BROKEN:
+            elif self.number is None or place >= self.number or len(unread) == MOST_BROKEN:
+                self.broken += unread if counts else []
                 return
             else:
-                in_a_row += 1
-                self.broken.append(place)
+                unread.append(place)
             place += 1
 
     def _read_again(self) -> tuple[bool, np.ndarray | None]:
@@ -142,17 +146,17 @@ def find_sources(words: list[str]) -> Sources:
     items, failed = [], {}
     for word in words:
         path = Path(word)
-        if '://' in word or (word.isdigit() and not path.exists()):
+        if '://' in word or (word.isdigit() and not os.path.exists(path)):
             items.append(Video(word, is_live=True))
             continue
-        if path.is_file():
+        if os.path.isfile(path):  # False, too, where the name is too long
             found = [path]
-        elif path.is_dir():
+        elif os.path.isdir(path):
             found = sorted(file for file in path.iterdir()
                            if file.is_file() and file.suffix.lower() in PICTURES | VIDEOS)
         else:
             found = sorted(file for file in map(Path, glob.glob(word, recursive=True)) if file.is_file())
         if not found:
-            failed[word] = 'a folder without pictures or videos' if path.is_dir() else 'not there'
+            failed[word] = 'a folder without pictures or videos' if os.path.isdir(path) else 'not there'
         items += [Video(str(file), is_live=False) if file.suffix.lower() in VIDEOS else file for file in found]
     return Sources(list(dict.fromkeys(items)), failed)

@@ -5,10 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+LONGEST_NAME = 255  # bytes
+
 
 def unfinished_name(path: Path) -> Path:
-    """Beside a file, while it is written."""
-    return path.with_name(f'.{path.stem}-{os.getpid()}{path.suffix}')
+    """Beside a file, while it is written; no longer than file systems take, where that file's own name is not."""
+    end = f'-{os.getpid()}{path.suffix}'
+    stem = os.fsencode(path.stem)[:LONGEST_NAME - len(os.fsencode(f'.{end}'))]
+    return path.with_name(f'.{stem.decode(errors="ignore")}{end}')
 
 
 @contextmanager

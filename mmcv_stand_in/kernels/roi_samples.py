@@ -57,7 +57,8 @@ def roi_grid(rois: Tensor, output_size: tuple[int, int], map_size: tuple[int, in
     if not aligned:  # aligned, a box may end before it starts, as in mmcv's kernel for GPUs; that for CPUs refuses it
         sizes = sizes.clamp(min=1)
     bins = sizes / sizes.new_tensor(output_size[::-1])
-    counts = sampling_ratio if sampling_ratio > 0 else bins.ceil().clamp(min=0).long()
+    # A box with a corner that is not finite has no samples.
+    counts = sampling_ratio if sampling_ratio > 0 else bins.nan_to_num(0, 0, 0).ceil().clamp(min=0).long()
     return RoIGrid(rois[:, 0].long(), starts, bins, counts, output_size, map_size)
 
 

@@ -84,7 +84,7 @@ def _suppression(nms: dict) -> dict:
 
 def memory_limits(head: nn.Module) -> dict[str, int]:
     """Bytes that a step takes for each box, and for each pair of boxes of a picture, in float32."""
-    stage, bins = head.stages[0], head.roi_extractor.output_size**2
+    stage, bins = head.stages[0], head.roi_extractor.num_bins
     channels = head.roi_extractor.out_channels
     filters = stage.dynamic_conv.dynamic_layer.out_features
     # The filters and their two halves; bins before, between and after the two convolutions, with their norms.
@@ -105,6 +105,7 @@ def input_rule(config: Config, detector: nn.Module) -> dict:
             _require(rule['decoder'] and transform.get('color_type', 'color') == 'color'
                      and not transform.get('to_float32'), transform)
         elif kind == 'Resize':
+            _require(rule['resize'] is None, transform)
             rule['resize'] = _resize_rule(transform)
         elif kind not in ('LoadAnnotations', 'PackDetInputs'):
             _require(False, transform)

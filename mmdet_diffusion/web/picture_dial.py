@@ -31,7 +31,7 @@ MOST = dict(num_proposals=2000, sampling_timesteps=50)
 MOST_BOXES_IN_ALL = 20_000
 MOST_PIXELS = 50_000_000  # of a picture
 SHOWN, QUALITY = 1600, 90  # longer side and JPEG quality of the picture on the page
-LONGEST_NAME = 120  # bytes
+LONGEST_NAME = 255  # bytes, of file systems
 
 
 class UnknownPicture(KeyError):

@@ -394,6 +394,14 @@ def test_a_pipeline_that_the_run_time_lacks_is_refused_by_its_transform(detector
         input_rule(config, detector)
 
 
+def test_a_second_resize_is_refused_as_well(detector):
+    config = config_of_tests()
+    load, resize, *rest = config.test_pipeline
+    config.test_dataloader.dataset.pipeline = [load, resize, dict(resize, scale=(60, 60)), *rest]
+    with pytest.raises(ValueError, match=r'^the test pipeline has .*\(60, 60\).* cannot repeat'):
+        input_rule(config, detector)
+
+
 @pytest.mark.parametrize('bgr_to_rgb', [True, False])
 @pytest.mark.parametrize('backend', [None, 'cv2', 'pillow'])
 @pytest.mark.parametrize('keep_ratio', [True, False])

@@ -78,6 +78,8 @@ def test_a_failed_check_gives_the_files_another_name_and_says_which_figure(check
     ([SHAPES, 'CHECKPOINT', '--out', 'taken'], '^--out taken is there and not an empty folder; name another one$'),
     ([SHAPES, 'CHECKPOINT', '--out', 'taken/file/new'], '^--out taken/file/new cannot be made: Not a directory$'),
     ([SHAPES, 'taken/file', '--out', 'new'], '^taken/file is no checkpoint, or asks for more than tensors'),
+    (['retinanet_r18_fpn_1xb4-4k_shapes', 'CHECKPOINT', '--out', 'new'],
+     '^retinanet_r18_fpn_1xb4-4k_shapes is a RetinaNet, not a DiffusionDet$'),
     ([SHAPES, 'CHECKPOINT', '--out', 'new', '--check-picture', 'none.jpg'], '^there is no picture none.jpg$'),
     ([SHAPES, 'CHECKPOINT', '--out', 'new', '--check-picture', 'taken/file'],
      '^taken/file cannot be read as a picture'),

@@ -2,6 +2,7 @@
 
 import math
 import os
+import struct
 import subprocess
 import sys
 
@@ -122,6 +123,19 @@ def test_a_picture_ends_with_the_detections_of_torch(nms):
     np.testing.assert_allclose(got.bboxes, expected.bboxes.numpy(), rtol=0, atol=0.02)  # torch moves classes apart
 
 
+@pytest.mark.parametrize('method', ['linear', 'gaussian', 'naive'])
+def test_of_soft_suppression_a_best_box_of_a_class_that_scores_too_little_is_dropped_but_for_the_best_of_all(method):
+    found = crowd(60, classes=40)
+    nms = dict(type='soft_nms', iou_threshold=0.3, min_score=0.5, method=method)
+    for scores in (found.scores, found.scores * 0.4):  # some reach the least score, or none
+        expected, _, labels = torch_post.suppress(found._replace(scores=scores), nms)
+        got = post_processing.class_wise_nms(
+            post_processing.Detections(*(value.numpy() for value in found._replace(scores=scores))), nms)
+        assert got.labels.tolist() == labels.tolist()
+        np.testing.assert_allclose(got.bboxes, expected.numpy(), atol=1e-4)
+    assert len(got.labels) == 1
+
+
 def test_nothing_found_is_no_error():
     settings = dict(score_thr=2.0, nms=dict(iou_threshold=0.5), max_per_img=5, min_bbox_size=0)
     got = post_processing.finish(post_processing.Detections(*(value.numpy() for value in crowd())), settings, (9, 9),
@@ -214,6 +228,14 @@ def test_a_picture_of_16_bits_is_read_as_opencv_reads_it(tmp_path):
     assert (pictures.read_picture(tmp_path / 'a.png') == cv2.imread(str(tmp_path / 'a.png'))).all()
 
 
+def test_sixteen_bits_that_an_older_pillow_opens_as_32_are_read_alike(tmp_path):
+    deep = (np.arange(60 * 70, dtype=np.uint16) * 15).reshape(60, 70)
+    opened = Image.fromarray(deep.astype(np.int32))
+    opened.format = 'PNG'
+    Image.fromarray(deep).save(tmp_path / 'a.png')
+    assert (pictures.read_picture(opened) == cv2.imread(str(tmp_path / 'a.png'))).all()
+
+
 @pytest.mark.parametrize('mode', ['I', 'F'])
 def test_a_picture_without_a_white_is_refused(mode):
     with pytest.raises(ExportError, match=f'mode {mode}, which has no white'):
@@ -227,11 +249,41 @@ def test_a_picture_whose_end_is_missing_is_refused_when_it_is_open_already(tmp_p
         pictures.read_picture(image)
 
 
-def test_a_turned_photograph_is_turned_back(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn
-    Image.fromarray(picture()).save(tmp_path / 'a.png', exif=exif)
-    assert pictures.read_picture(tmp_path / 'a.png').shape == (97, 61, 3)
+TURNED_BACK = {
+    1: lambda pixels: pixels, 2: lambda pixels: pixels[:, ::-1], 3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1], 5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1), 7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1), 8: np.rot90}
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif', 'webp'])
+@pytest.mark.parametrize('orientation', TURNED_BACK)
+def test_a_turned_photograph_is_turned_back_and_its_size_is_known_before(tmp_path, orientation, suffix):
+    exif, path = Image.Exif(), tmp_path / f'a.{suffix}'
+    exif[0x0112] = orientation
+    Image.fromarray(picture()).save(path, exif=exif, **(dict(lossless=True) if suffix == 'webp' else {}))
+    expected = TURNED_BACK[orientation](picture())
+    if suffix != 'tif':  # of which OpenCV reads some orientations
+        assert (cv2.imread(str(path))[..., ::-1] == expected).all()
+    assert (pictures.read_picture(path) == expected).all()
+    assert pictures.picture_size(path) == expected.shape[1::-1]
+    with Image.open(path) as image:
+        assert (pictures.read_picture(image) == expected).all()
+
+
+@pytest.mark.parametrize('tag', [0x011A, 0x0100])  # XResolution and ImageWidth
+def test_other_tags_of_a_wrong_type_do_not_matter(tmp_path, tag):
+    entries = sorted([(0x0112, 3, 1, b'\6\0\0\0'), (tag, 2, 4, b'abc\0')])  # a number, and a text
+    exif = b'Exif\0\0II*\0' + struct.pack('<IH', 8, 2) + b''.join(struct.pack('<HHI4s', *one) for one in entries)
+    Image.fromarray(picture()).save(tmp_path / 'a.jpg', exif=exif + bytes(4))
+    assert pictures.read_picture(tmp_path / 'a.jpg').shape == (97, 61, 3)
+
+
+def test_the_size_of_a_picture_that_pillow_would_not_read_is_known(tmp_path, monkeypatch):
+    Image.fromarray(picture()).save(tmp_path / 'a.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    assert pictures.picture_size(tmp_path / 'a.png') == (97, 61)
+    with pytest.raises(ExportError, match='DecompressionBomb|decompression bomb'):
+        pictures.read_picture(tmp_path / 'a.png')
 
 
 @pytest.mark.parametrize(('source', 'refusal'), [

@@ -198,6 +198,17 @@ def test_channels_last_features_give_the_same():
         compare(other, plain)
 
 
+@pytest.mark.parametrize('aligned', [True, False])
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_roi_align_of_a_box_that_is_not_finite_is_0_and_leaves_the_others_alone(value, aligned):
+    align = importlib.import_module('mmcv.ops.roi_align').roi_align
+    features = torch.rand(1, 2, 8, 8)
+    rois = torch.tensor([[0, 1, 1, 5, 5], [0, 1, value, 5, 5.0]])
+    found = align(features, rois, (3, 3), 1.0, 0, 'avg', aligned)
+    assert torch.equal(found[0], align(features, rois[:1], (3, 3), 1.0, 0, 'avg', aligned)[0])
+    assert (found[1] == 0).all()
+
+
 def test_aligned_roi_align_reads_a_box_that_ends_before_it_starts_from_its_end():
     """As mmcv's kernel for GPUs; untrained detectors give such boxes."""
     align = importlib.import_module('mmcv.ops.roi_align').roi_align

@@ -454,6 +454,46 @@ def test_broken_videos_and_frames_are_named_and_the_rest_goes_on(clip, checkpoin
     assert 'clip.mp4: 1 of 7 frames cannot be read, the first is 2' in capsys.readouterr().err
 
 
+class FrameByFrame:
+    """A capture of which only some frames can be read."""
+
+    def __init__(self, readable):
+        self.readable = iter(readable)
+
+    def read(self):
+        return next(self.readable, False), np.zeros((4, 4, 3), np.uint8)
+
+    def release(self):
+        pass
+
+
+@pytest.mark.parametrize(('name', 'at_the_end'), [('clip.mp4', [4, 5, 6]), ('clip.mkv', []), ('clip.webm', [])])
+def test_frames_that_only_the_length_of_a_video_promises_are_not_missed(clip, name, at_the_end):
+    frames = VideoFrames(Video(str(clip), is_live=False))
+    frames.video, frames.capture = Video(name, is_live=False), FrameByFrame([True, False, True, True])
+    assert [place for place, _ in frames] == [0, 2, 3]
+    assert frames.broken == [1, *at_the_end] and frames.number == 7
+
+
+@pytest.mark.parametrize('rate', [23.976, 29.97003, 66.6667, 119.973, 120.031, 239.762, 1000.0, 90000.0])
+def test_drawn_videos_keep_rates_that_mpeg_4_cannot_count(tmp_path, rate):
+    drawn = DrawnFiles(tmp_path)
+    for _ in range(3):
+        drawn.add_frame('a.mp4', 'a.mp4', rate, np.zeros((48, 64, 3), dtype=np.uint8))
+    drawn.close()
+    with VideoFrames(Video(str(tmp_path / 'a.mp4'), False)) as frames:
+        assert frames.rate == pytest.approx(min(rate, 65535), rel=1e-4)
+        assert len(list(frames)) == 3
+
+
+def test_a_name_as_long_as_file_systems_take_is_kept_and_a_longer_one_named(tmp_path):
+    name = '漢' * 83 + '.png'
+    assert DrawnFiles(tmp_path).add_picture(name, np.zeros((4, 4, 3), np.uint8)).name == name
+    assert os.listdir(tmp_path) == [name]
+    long = 'x' * 300 + '.jpg'
+    assert find_sources([long, '7' * 300]) == ([Video('7' * 300, True)], {long: 'not there'})
+
+
 def test_what_was_found_until_ctrl_c_is_in_the_files(clip, checkpoint, monkeypatch):
     detect, calls = Predictor.detect, []
 

@@ -223,6 +223,14 @@ def test_missing_broken_and_repeated_images_are_left_out_and_named(folder):
     assert '1 x image annotated by an earlier XML, left out: d.xml (a.jpg, see a.xml)' in content['printed']
 
 
+def test_a_file_name_that_no_file_can_have_loses_one_image(folder):
+    write_xml(folder, 'a')
+    write_xml(folder, 'b', filename='x' * 300 + '.jpg')
+    content = convert(folder, '--image-dir', make_image(folder.parent / 'images', 'a.jpg'))
+    assert [image['file_name'] for image in content['images']] == ['a.jpg']
+    assert '1 x image missing, left out: b.xml' in content['printed']
+
+
 def test_an_image_set_fixes_which_images_and_in_what_order(folder):
     for stem in ('a', 'b', 'c d'):
         write_xml(folder, stem)

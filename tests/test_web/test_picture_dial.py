@@ -90,3 +90,8 @@ def test_a_name_stays_in_its_folder(given, kept):
 
 def test_a_long_name_is_one_that_file_systems_take(dial):
     assert dial.add(picture(), 'ä' * 5000 + '.png')
+
+
+def test_a_name_of_a_file_is_kept_whole():
+    for name in ('漢' * 83 + '.jpg', 'a' * 251 + '.png'):
+        assert picture_dial._file_name(name) == name

@@ -25,7 +25,11 @@ PERSON = 1
 def read_odgt(path):
     """Image ID -> its people and how many have no visible area, of an .odgt file: one JSON object a line."""
     records = {}
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+    try:
+        text = path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise Refusal(f'{path} is no text in UTF-8: {error}') from error
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -49,7 +53,7 @@ def visible_people(where, boxes):
         try:
             x, y, width, height = map(float, box['vbox'])
             ignored = box['tag'] != 'person' or bool(box.get('extra', {}).get('ignore', 0))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise Refusal(f'{where}: a box without a proper "tag", "vbox" or "extra": {error!r}') from error
         if not all(map(math.isfinite, (x, y, width, height))):
             raise Refusal(f'{where}: a box with numbers that are not finite: {box["vbox"]!r}')

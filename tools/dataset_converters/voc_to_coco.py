@@ -25,10 +25,9 @@ from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
+from diffusiondet_runtime.pictures import picture_size
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-EXIF_ORIENTATION, EXIF_QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 SHOWN_EXAMPLES = 5
 CORNER_AT_0 = 'corner at 0 where VOC counts from 1, clipped; is this set one for --zero-based?'
 
@@ -90,10 +89,8 @@ def written_size(root):
 def real_size(path):
     """(width, height) of an image file as it is shown, that is after its EXIF rotation."""
     try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(EXIF_ORIENTATION) in EXIF_QUARTER_TURNS
-            return image.size[::-1] if turned else image.size
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return picture_size(path)
+    except (OSError, ValueError) as error:
         raise Skip('image not readable, left out', path.name) from error
 
 
@@ -129,7 +126,7 @@ def find_image(folder, file_name, stem):
     """The file called `file_name`, with or without its suffix, else one named like the XML."""
     for name in (file_name, stem):
         for suffix in ('', *SUFFIXES, *map(str.upper, SUFFIXES)):
-            if name and (folder / (name + suffix)).is_file():
+            if name and os.path.isfile(folder / (name + suffix)):  # False, too, where the name is too long
                 return folder / (name + suffix)
     raise Skip('image missing, left out', file_name or stem)
 

@@ -56,6 +56,7 @@ def build(args: argparse.Namespace):
 
     from mmdet_diffusion import input_checks, launch
     from mmdet_diffusion.deployment.onnx_export import refuse_unexportable
+    from mmdet_diffusion.detectors import DiffusionDet
     from mmdet_diffusion.prediction import MODELS, class_names, load_weights
 
     path, = launch.with_config_path([args.config])
@@ -64,7 +65,9 @@ def build(args: argparse.Namespace):
     input_checks.refuse_missing_model(config)
     init_default_scope(config.get('default_scope', 'mmdet'))
     try:
-        detector = MODELS.build(dict(config.model, test_dtype=None))  # exported in float32
+        detector = MODELS.build({key: value for key, value in config.model.items() if key != 'test_dtype'})  # float32
+        if not isinstance(detector, DiffusionDet):
+            raise SystemExit(f'{args.config} is a {type(detector).__name__}, not a DiffusionDet')
         content = load_weights(detector, args.checkpoint)
         refuse_unexportable(detector, args.unrolled)
     except ValueError as error:

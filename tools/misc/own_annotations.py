@@ -112,13 +112,12 @@ def _first_missing_picture(content: dict, images: Path) -> str | None:
 def _first_wrong_size(content: dict, images: Path) -> str | None:
     """Of some pictures, as they are seen: turned by their EXIF tag, as OpenCV reads them."""
     try:
-        from PIL import Image
-    except ImportError:  # comes with MMDetection
+        from diffusiondet_runtime.pictures import picture_size
+    except ImportError:  # NumPy and Pillow come with MMDetection
         return None
     for image in content['images'][::math.ceil(len(content['images']) / OPENED)]:
         try:
-            with Image.open(images / image['file_name']) as picture:
-                size = picture.size[::-1] if picture.getexif().get(0x0112, 1) >= 5 else picture.size
+            size = picture_size(images / image['file_name'])
         except (OSError, ValueError) as error:
             return f'{image["file_name"]} cannot be read as a picture ({type(error).__name__})'
         if size != (image['width'], image['height']):
