@@ -56,7 +56,7 @@ class ImageMatches:
         self.recall_thresholds = np.asarray(parameters.recThrs)
         self.class_names = tuple(evaluation.cocoGt.cats[number]['name'] for number in parameters.catIds)
         self.image_ids = tuple(parameters.imgIds)
-        self.draws: dict[tuple[int, int], Array] = {}
+        self.draws: dict[tuple[int, int, int], Array] = {}
         self._matches = {}
         num_images, num_areas = len(self.image_ids), len(parameters.areaRng)
         for class_index in range(len(self.class_names)):

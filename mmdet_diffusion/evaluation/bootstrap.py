@@ -2,7 +2,8 @@
 
 What varies: which images were taken, what training drew, what sampling drew. Images are drawn anew, the same for both
 sides of a difference. What sampling draws for one image is independent of what it draws for another, so drawing images
-covers that too, with one seed as with the mean of several. Trainings are drawn anew where there are several, and alike
+covers that too, with one seed as with the mean of several. Images that depend on each other, as frames of a video do,
+are drawn together. Trainings are drawn anew where there are several, and alike
 for two settings of the same ones; with one the figures hold for these weights alone.
 
 Percentiles are expanded for the number of images (Hesterberg 2015, arXiv:1411.5279): plain ones are too narrow. What
@@ -71,8 +72,8 @@ def interval(contestant: Contestant, *, num_draws: int = NUM_DRAWS, seed: int = 
     return _interval(drawn(contestant, num_draws=num_draws, seed=seed), _num_images(contestant), (0.0, 1.0))
 
 
-def difference(first: Contestant, second: Contestant, *, same_trainings: bool = False, num_draws: int = NUM_DRAWS,
-               seed: int = 0) -> Interval:
+def difference(first: Contestant, second: Contestant, *, same_trainings: bool = False, together: int = 1,
+               num_draws: int = NUM_DRAWS, seed: int = 0) -> Interval:
     """AP of the first less that of the second, with its interval.
 
     Args:
@@ -80,28 +81,31 @@ def difference(first: Contestant, second: Contestant, *, same_trainings: bool = 
         second (Contestant): see there.
         same_trainings (bool): both are the same trainings in the same order, at different settings: what one training
             has more or less at both is no part of the difference.
+        together (int): images in a row that are drawn as one, such as the frames of a clip.
         num_draws (int): of the bootstrap.
         seed (int): of the draws.
 
     Raises:
-        ValueError: if they were not tested on the same images.
+        ValueError: if they were not tested on the same images, or these are no whole number of so many.
     """
     if _image_ids(first) != _image_ids(second):
         raise ValueError(f'{first.name} and {second.name} were not tested on the same images')
-    values = [drawn(contestant, num_draws=num_draws, seed=seed, side=0 if same_trainings else side)
+    if _num_images(first) % together:
+        raise ValueError(f'{_num_images(first)} images are no whole number of {together} together')
+    values = [drawn(contestant, num_draws=num_draws, seed=seed, side=0 if same_trainings else side, together=together)
               for side, contestant in enumerate((first, second))]
-    return _interval(values[0] - values[1], _num_images(first), (-1.0, 1.0))
+    return _interval(values[0] - values[1], _num_images(first) // together, (-1.0, 1.0))
 
 
-def drawn(contestant: Contestant, *, num_draws: int, seed: int, side: int = 0) -> Array:
+def drawn(contestant: Contestant, *, num_draws: int, seed: int, side: int = 0, together: int = 1) -> Array:
     """AP of the data as they are, then of each draw, float64, shape (1 + num_draws,).
 
     The same seed draws the same images for every contestant; trainings are drawn for each ``side`` on its own. Where
     none of the images drawn has an object it is not a number.
     """
     trainings = contestant.trainings
-    aps = np.stack([np.mean([aps_of_draws(matches, num_draws=num_draws, seed=seed) for matches in training], axis=0)
-                    for training in trainings])
+    aps = np.stack([np.mean([aps_of_draws(matches, num_draws=num_draws, seed=seed, together=together)
+                             for matches in training], axis=0) for training in trainings])
     aps[aps == NO_OBJECTS] = np.nan
     number = len(trainings)
     chosen = np.random.default_rng([seed, 1 + side]).integers(number, size=(number, num_draws))
@@ -111,21 +115,24 @@ def drawn(contestant: Contestant, *, num_draws: int, seed: int, side: int = 0) -
     return np.append(aps[:, 0].mean(), of_all + expansion * (of_chosen - of_all))
 
 
-def aps_of_draws(matches: ImageMatches, *, num_draws: int, seed: int = 0) -> Array:
+def aps_of_draws(matches: ImageMatches, *, num_draws: int, seed: int = 0, together: int = 1) -> Array:
     """AP of the data as they are, then of each draw of the images, float64, shape (1 + num_draws,).
 
     Computed once and kept with the matches, since a contestant is compared with many others.
     """
-    if (num_draws, seed) not in matches.draws:
-        matches.draws[num_draws, seed] = matches.drawn_aps(_weights(matches.num_images, num_draws, seed))
-    return matches.draws[num_draws, seed]
+    key = num_draws, seed, together
+    if key not in matches.draws:
+        matches.draws[key] = matches.drawn_aps(_weights(matches.num_images, *key))
+    return matches.draws[key]
 
 
 @lru_cache(maxsize=1)  # contestants have the same images, one after the other
-def _weights(num_images: int, num_draws: int, seed: int) -> Array:
+def _weights(num_images: int, num_draws: int, seed: int, together: int) -> Array:
     """How often each image counts: once, then as it was drawn, shape (1 + num_draws, num_images)."""
-    places = np.random.default_rng([seed, 0]).integers(num_images, size=(num_draws, num_images))
-    return np.stack([np.ones(num_images), *(np.bincount(row, minlength=num_images) for row in places)])
+    number = num_images // together
+    places = np.random.default_rng([seed, 0]).integers(number, size=(num_draws, number))
+    counts = np.stack([np.ones(number), *(np.bincount(row, minlength=number) for row in places)])
+    return counts.repeat(together, axis=1)
 
 
 def sentence(first: str, second: str, found: Interval) -> str:

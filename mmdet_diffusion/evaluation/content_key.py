@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -48,16 +49,21 @@ def data_digest(images: Iterable[Mapping[str, object]]) -> str:
 
     Args:
         images (Iterable[Mapping[str, object]]): information on each image as MMDetection's data sets give it:
-            ``img_path``, ``instances`` and so on. Of a file its name and size count, not the folder.
+            ``img_path``, ``instances`` and so on. Of a file its name and content count, not the folder.
     """
     digest = hashlib.sha256()
     for image in images:
         path = Path(str(image.get('img_path', '')))
-        size = path.stat().st_size if path.is_file() else None
+        content = _file_digest(path, path.stat().st_mtime_ns) if path.is_file() else None
         objects = [[list(map(float, one['bbox'])), one['bbox_label'], one.get('ignore_flag', 0)]
                    for one in image.get('instances', ())]
-        digest.update(json.dumps([str(image.get('img_id')), path.name, size, objects]).encode())
+        digest.update(json.dumps([str(image.get('img_id')), path.name, content, objects]).encode())
     return digest.hexdigest()
+
+
+@cache  # detectors have the same pictures
+def _file_digest(path: Path, changed: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def code_digest(config: Config) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Detectors of any kind on one data set: tested, matched, timed in turns."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -25,7 +26,7 @@ from .cost_card import first_samples, num_flops, num_parameters, time_in_turns, 
 from .detection_records import CellRecords, ImageDetections
 from .dial_settings import DialSetting
 from .error_types import ErrorTypes, error_types
-from .ground_truth import coco_detections, ground_truth
+from .ground_truth import coco_detections, ground_truth, num_objects
 from .learning_curves import Curve, learning_curve
 from .other_metrics import evaluate_records, is_coco_box_ap
 from .scoring import score_runs
@@ -96,7 +97,7 @@ class Contest:
         self.loaders = {entry.name: test_loader(entry.config, num_images) for entry in entries}
         self.data = self._same_data()
         self.truth: COCO = ground_truth(self.loaders[entries[0].name].dataset)
-        if not self.truth.dataset['annotations']:
+        if not num_objects(self.truth):
             raise SystemExit('no image of the test set has an object: there is nothing to compare by')
         self._check_settings()
 
@@ -249,7 +250,7 @@ def test_loader(config: Config, num_images: int) -> DataLoader:
     """Loader of a config's test set; of its first images where a number is given."""
     refuse_missing_data(config, ('test_dataloader', 'test_evaluator'))
     init_default_scope(config.get('default_scope', 'mmdet'))
-    cfg = config.test_dataloader
+    cfg = copy.deepcopy(config.test_dataloader)  # the config is part of a training's key
     if num_images:
         cfg.dataset.indices = num_images
     return Runner.build_dataloader(cfg)

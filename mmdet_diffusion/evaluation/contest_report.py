@@ -15,10 +15,13 @@ import numpy as np
 from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 
+from ..whole_file import whole_file, write_whole_file
+from .average_precision import not_exhaustive, scored_detections
 from .bootstrap import difference, interval, sentence
 from .contest import Outcome
 from .detection_records import ImageDetections
 from .error_types import KINDS, image_errors
+from .ground_truth import num_objects
 from .learning_curves import draw_curves
 
 SHEET = 6  # worst images
@@ -73,7 +76,8 @@ class ContestReport:
     def by_class(self) -> list[list[str]]:
         """AP of each class; where there are more than :data:`CLASSES`, of those in which detectors differ most."""
         values = self.class_ap
-        objects = Counter(self.truth.cats[one['category_id']]['name'] for one in self.truth.anns.values())
+        objects = Counter(self.truth.cats[one['category_id']]['name'] for one in self.truth.anns.values()
+                          if not one['iscrowd'])
         columns = {label: [of_one[label] for of_one in values.values()] for label in next(iter(values.values()))}
         classes = list(columns)
         if len(classes) > CLASSES:
@@ -148,8 +152,8 @@ class ContestReport:
 
     def markdown(self) -> str:
         """The page as text."""
-        lines = ['# Comparison', '', f'{len(self.truth.imgs)} images, {len(self.truth.anns)} objects; all detectors on '
-                 'the same ones.', '']
+        lines = ['# Comparison', '', f'{len(self.truth.imgs)} images, {num_objects(self.truth)} objects; all detectors '
+                 'on the same ones.', '']
         lines += [f'- {verdict}' for verdict in self.verdicts()]
         lines += [f'- left out: {name} ({reason})' for name, reason in self.failures.items()]
         for title, words, rows in self.sections():
@@ -193,10 +197,9 @@ def write_contest(report: ContestReport, folder: Path) -> str:
         path = folder / f'worst_{place}_{"".join(c if c.isalnum() else "_" for c in one.name)}.png'
         if draw_worst(one.records[0][0], report.truth, path):
             pictures[f'Worst images of {one.name}: objects left, detections above {SCORE} right'] = path
-    (folder / 'compare.md').write_text(text)
-    (folder / 'compare.csv').write_text(report.csv())
-    (folder / 'compare.json').write_text(report.json())
-    (folder / 'compare.html').write_text(_page(report, pictures))
+    for name, content in (('md', text), ('csv', report.csv()), ('json', report.json()),
+                          ('html', _page(report, pictures))):
+        write_whole_file(folder / f'compare.{name}', content.encode())
     return text
 
 
@@ -227,22 +230,24 @@ def draw_worst(images: Sequence[ImageDetections], truth: COCO, path: Path) -> bo
                 axis.text(x, y, label, fontsize=5, color='black', backgroundcolor=colour,
                           bbox=dict(pad=0.3, facecolor=colour, edgecolor='none'))
         row[0].set_title(Path(truth.imgs[place + 1]['file_name']).name, fontsize=8)
-    figure.savefig(path, dpi=90)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=90)
     plt.close(figure)
     return True
 
 
 def _num_errors(image: ImageDetections, truth: COCO, number: int) -> int:
     """False detections above the threshold, and objects without one."""
-    detections = [dict(category_id=label + 1, score=score, bbox=[x, y, right - x, bottom - y])
+    detections = [dict(image_id=number, category_id=label + 1, score=score, bbox=[x, y, right - x, bottom - y])
                   for (x, y, right, bottom), label, score in zip(image.bboxes.tolist(), image.labels.tolist(),
                                                                  image.scores.tolist(), strict=True) if score > SCORE]
-    errors = image_errors(truth.imgToAnns[number], detections)
+    errors = image_errors(truth.imgToAnns[number], scored_detections(truth, detections),
+                          not_exhaustive(truth, number))
     return sum(kind in KINDS for kind in errors.kinds) + int((~errors.found).sum())
 
 
 def _page(report: ContestReport, pictures: Mapping[str, Path]) -> str:
-    parts = ['<h1>Comparison</h1>', f'<p>{len(report.truth.imgs)} images, {len(report.truth.anns)} objects.</p><ul>']
+    parts = ['<h1>Comparison</h1>', f'<p>{len(report.truth.imgs)} images, {num_objects(report.truth)} objects.</p><ul>']
     parts += [f'<li>{html.escape(verdict)}</li>' for verdict in report.verdicts()]
     parts += [f'<li>left out: {html.escape(name)} ({html.escape(reason)})</li>'
               for name, reason in report.failures.items()]

@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..whole_file import write_whole_file
 from . import pareto
 from .bootstrap import Contestant, Interval, difference, interval, sentence
 from .detection_records import ImageDetections
@@ -114,10 +115,9 @@ class DialReport(NamedTuple):
         cells = len(self.rows) * len(self.seeds)
         features = mean(row.features for row in self.rows)
         heads = sum(row.head for row in self.rows) * len(self.seeds)
-        apart, shared = cells * features + heads, features + heads
         return (f'{self.num_images} images, {cells} cells ({len(self.rows)} settings x {len(self.seeds)} seeds); '
                 f'batches of {self.batch_size}. Features once an image: {features:.0f} s instead of '
-                f'{cells * features:.0f} s, so {shared:.0f} s in all instead of {apart:.0f} s.')
+                f'{cells * features:.0f} s; the rest {heads:.0f} s, first steps that settings share in each.')
 
 
 def _by_name(runs: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
@@ -163,9 +163,9 @@ def write_report(report: DialReport, folder: Path, *, title: str, device: str, u
                    settings=[dict(label=row.setting.label, values=row.setting.values(), control=row.setting.control,
                                   metrics=row.metrics, interval=row.interval._asdict(),
                                   seconds=row.seconds) for row in report.rows])
-    (folder / 'dial.md').write_text(text)
-    (folder / 'dial.json').write_text(json.dumps(content, indent=1, default=str) + '\n')
-    (folder / 'dial.csv').write_text(_csv(report))
+    for name, written in (('md', text), ('json', json.dumps(content, indent=1, default=str) + '\n'),
+                          ('csv', _csv(report))):
+        write_whole_file(folder / f'dial.{name}', written.encode())
     pareto.draw(points, folder / 'dial.png', title=title)
     return text
 

@@ -89,7 +89,7 @@ def grid(pairs: Sequence[tuple[int, int]], configured: Mapping[str, object], *, 
         pairs (Sequence[tuple[int, int]]): steps and boxes.
         configured (Mapping[str, object]): ``test_cfg`` of the config; a value that it has already, or that holds where
             it has none, is no change.
-        controls (bool): besides, :data:`CONTROLS` of every pair of more than one step.
+        controls (bool): besides, :data:`CONTROLS` of every pair of more than one step, and that as it is configured.
         **values (Sequence[object]): of keys of ``test_cfg``; ``nms`` stands for its ``iou_threshold``.
 
     Returns:
@@ -106,6 +106,8 @@ def grid(pairs: Sequence[tuple[int, int]], configured: Mapping[str, object], *, 
                                     configured_nms=tuple(nms.items()) if 'nms' in dict(changes) else ()))
     if controls:
         for steps, boxes in pairs:
+            if steps > 1:
+                settings.append(DialSetting(steps, boxes))  # that they are compared with
             for name, changes in CONTROLS.items() if steps > 1 else ():
                 shape = (1, steps * boxes) if name == MANY_IN_ONE else (steps, boxes)
                 settings.append(DialSetting(*shape, tuple(changes.items()), name))

@@ -116,9 +116,10 @@ def image_errors(annotations: Sequence[Mapping], detections: Sequence[Mapping], 
     for place, detection in enumerate(detections):
         free = np.where((labels == detection['category_id']) & (owner < 0), ious[place], -1)
         if len(free) and free.max() >= FOREGROUND:
-            owner[free.argmax()] = place
+            best = len(free) - 1 - int(free[::-1].argmax())  # the last of equals, as pycocotools
+            owner[best] = place
             kinds.append('true')
-            places.append(int(free.argmax()))
+            places.append(best)
         else:
             kinds.append('')
             places.append(-1)

@@ -37,6 +37,11 @@ def ground_truth(dataset: BaseDataset) -> COCO:
     return truth
 
 
+def num_objects(truth: COCO) -> int:
+    """Objects that count: crowds and regions to be ignored do not."""
+    return sum(not one['iscrowd'] for one in truth.anns.values())
+
+
 def _of_coco_file(dataset: CocoDataset) -> tuple[list[dict], list[dict]]:
     """All annotations, those too that the data set leaves out as too small: ``CocoMetric`` counts them."""
     with contextlib.redirect_stdout(io.StringIO()):

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..whole_file import whole_file
+
 
 class Point(NamedTuple):
     """A setting in the plane of time and accuracy.
@@ -56,5 +58,6 @@ def draw(points: Sequence[Point], path: Path, *, title: str) -> None:
     axes.xaxis.set_minor_formatter('{x:g}')
     axes.grid(alpha=0.3, which='both')
     axes.margins(x=0.12)
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=110)
     plt.close(figure)

@@ -148,6 +148,25 @@ def test_of_too_few_images_nothing_is_known(num_images):
     assert interval(good)[1:3] == (0, 1)
 
 
+def test_images_that_depend_on_each_other_are_drawn_together():
+    """Twelve clips of five frames, each as hard for a detector as the next; drawn one by one they promise too much."""
+    called = dict(apart=0, together=0)
+    for trial in range(60):
+        rng = np.random.default_rng(trial)
+        difficulty = difficulties(rng)
+        sides = [simulated('', difficulty, rng.normal(0, 1, (12, 1)).repeat(5, axis=0), rng) for _ in range(2)]
+        called['apart'] += difference(*sides, num_draws=200).is_difference
+        called['together'] += difference(*sides, together=5, num_draws=200).is_difference
+    assert called['together'] <= 6 and called['apart'] >= 15, called
+
+
+def test_images_that_are_no_whole_number_of_those_drawn_together_are_refused():
+    rng = np.random.default_rng(0)
+    one = simulated('', difficulties(rng), 0.0, rng)
+    with pytest.raises(ValueError, match='60 images are no whole number of 7 together'):
+        difference(one, one, together=7)
+
+
 def test_other_images_are_refused():
     contestants = [Contestant(str(number), [[match_detections(truth, made_detections(truth))]])
                    for number, truth in enumerate((made_objects(), made_objects(num_images=19)))]

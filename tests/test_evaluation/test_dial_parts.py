@@ -84,6 +84,8 @@ def test_controls_are_of_settings_with_more_than_one_step():
     settings = grid([(1, 10), (4, 10)], {}, controls=True)
     assert [setting.control for setting in settings] == ['', '', *CONTROLS]
     assert settings[-1][:2] == (1, 40)
+    changed = grid([(4, 10)], {}, eta=[0.0], controls=True)
+    assert [setting.label for setting in changed[:2]] == ['4x10, eta 0.0', '4x10']  # which controls are compared with
 
 
 @pytest.mark.parametrize('setting', [DialSetting(0, 10), DialSetting(1, 10, (('eta', 2.0), )),
@@ -117,8 +119,11 @@ def test_a_key_is_of_content_and_not_of_order_or_place(tmp_path):
     image = dict(img_id=1, img_path=str(tmp_path / '1.png'), instances=[dict(bbox=[0, 0, 2, 2], bbox_label=0)])
     elsewhere = dict(image, img_path='/elsewhere/1.png')
     assert data_digest([image]) == data_digest([elsewhere])
-    (tmp_path / '1.png').write_bytes(b'other pixels')
-    assert data_digest([image]) != data_digest([elsewhere])
+    (tmp_path / '1.png').write_bytes(b'some pixels')
+    before = data_digest([image])
+    assert before != data_digest([elsewhere])
+    (tmp_path / '1.png').write_bytes(b'more pixels')
+    assert data_digest([image]) != before
     assert data_digest([elsewhere]) != data_digest([dict(elsewhere, instances=[])])
 
 

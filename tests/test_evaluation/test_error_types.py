@@ -55,6 +55,16 @@ def test_what_a_kind_costs_is_what_mending_it_gains(kind, gain):
     assert found.lost[kind] == pytest.approx(gain, abs=0.01)
 
 
+@pytest.mark.parametrize('turned', [False, True])
+def test_of_two_objects_that_it_overlaps_alike_a_detection_has_the_one_that_pycocotools_gives_it(turned):
+    objects = [([0, 0, 40, 40], 1), ([20, 0, 40, 40], 1)]
+    truth = truth_of(*objects[::-1] if turned else objects)
+    detections = [detection([10, 0, 40, 40], 1, 0.9), detection([20, 0, 40, 40], 1, 0.8)]
+    found = error_types(truth, detections)
+    assert found.ap50 == pytest.approx(match_detections(truth, detections).ap(iou=0.5), abs=1e-12)
+    assert sum(found.counts.values()) == (0 if turned else 2)
+
+
 def test_a_false_detection_of_higher_score_costs_what_its_removal_gains():
     found = error_types(truth_of((BOX, 1)), [detection([120, 120, 40, 40], 1, 0.95), detection(BOX, 1)])
     assert found.ap50 == pytest.approx(0.5) and found.lost['background'] == pytest.approx(0.5)

@@ -51,6 +51,21 @@ def test_ap_is_that_of_lvis(tmp_path, seed, false):
     assert 0 < found['AP'] < 1
 
 
+def test_of_one_class_as_many_detections_count_as_of_all(tmp_path):
+    truth, right = federated_objects(), {}
+    for one in truth.dataset['annotations']:
+        right.setdefault((one['image_id'], one['category_id']), []).append(one['bbox'])
+    # 150 false ones of a class before those with an object: COCO would count a hundred.
+    detections = [dict(image_id=image, category_id=label, bbox=box, score=score)
+                  for (image, label), boxes in right.items()
+                  for box, score in [*([[0.0, 0.0, 2.0, 2.0], 0.9 - 1e-4 * number] for number in range(150)),
+                                     *([box, 0.5] for box in boxes)]
+                  if label == min(one for number, one in right if number == image)]
+    expected, found = by_lvis(truth, detections, tmp_path), match_detections(truth, detections)
+    assert found.ap() == pytest.approx(expected['AP'], abs=1e-12) and expected['AP'] > 1e-3
+    assert error_types(truth, detections).ap50 == pytest.approx(expected['AP50'], abs=1e-12)
+
+
 def test_the_rules_matter():
     """Without them another AP comes out, so that the test above sees them."""
     truth = federated_objects()

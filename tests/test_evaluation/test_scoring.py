@@ -121,7 +121,7 @@ def test_figures_do_not_depend_on_the_number_of_processes(threads):
     for number in (1, 2):
         threads(number)
         scored = score_runs(truth, runs, num_draws=20)
-        assert all(list(matches.draws) == [(20, 0)] for matches in scored)
+        assert all(list(matches.draws) == [(20, 0, 1)] for matches in scored)
         found.append(([matches.summary() for matches in scored], interval(Contestant('', [scored]), num_draws=20)))
     assert found[0] == found[1]
     assert len({summary['AP'] for summary in found[0][0]}) == 3

@@ -2,17 +2,22 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
+from mmdet_diffusion.evaluation.contest import Contest, Entry
+from mmdet_diffusion.evaluation.contest import test_loader as loader_of  # not a test
+from mmdet_diffusion.evaluation.dial_settings import DialSetting
 from mmdet_diffusion.testing import REPOSITORY, load_tool
 
 compare = load_tool('analysis_tools/compare_detectors.py')
@@ -147,6 +152,36 @@ def test_a_deviation_is_printed_where_there_are_two_of_something(done):
     ours = next(line for line in text.splitlines() if line.startswith('| ours 1x8'))
     assert fcos.endswith('|  |  |') and not ours.endswith('|  |  |')
     assert 'ours 2x12' in lines
+
+
+def test_each_seed_has_detections_of_its_own(done):
+    found = {}
+    for path in done.glob('cells/*/cell.json'):
+        parts = json.loads(path.read_text())
+        with np.load(path.parent / '00000.npz') as content:
+            found.setdefault((parts['weights'], str(parts['setting'])), {})[parts['seed']] = content['bboxes'].tobytes()
+    assert sorted(map(len, found.values())) == [1, 2, 2, 2, 2]  # FCOS draws nothing
+    assert all(len(set(of_seeds.values())) == len(of_seeds) for of_seeds in found.values())
+
+
+@pytest.mark.parametrize('change', ['model.test_cfg.score_thr=0.2', 'test_dataloader.batch_size=2'])
+def test_what_changes_detections_has_them_made_anew(contest, done, tmp_path, change):
+    config = Config.fromfile(contest.ours)
+    key, value = change.split('=')
+    config.merge_from_dict({key: float(value) if '.' in value else int(value)})
+    shutil.copytree(done / 'cells', tmp_path / 'cells')
+    before = set((tmp_path / 'cells').iterdir())
+    one = Contest([Entry('ours', config, [str(contest.folder / 'ours_0.pth')])], tmp_path, settings=[DialSetting(1, 8)],
+                  seeds=[0], device=torch.device('cpu'), num_draws=100)
+    one._test(one.entries[0])
+    assert len(set((tmp_path / 'cells').iterdir()) - before) == 1
+
+
+def test_a_quick_look_leaves_the_key_of_a_training_alone(contest):
+    config = Config.fromfile(contest.ours)
+    before = config.pretty_text
+    assert len(loader_of(config, 2).dataset) == 2
+    assert config.pretty_text == before
 
 
 def test_a_second_run_tests_nothing_again(contest, done, monkeypatch):

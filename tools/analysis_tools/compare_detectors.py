@@ -85,7 +85,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                         help='train detectors that are named without a checkpoint, once with each')
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/compare'))
     parser.add_argument('--num-draws', type=draws, default=NUM_DRAWS, help='of the bootstrap over images')
-    parser.add_argument('--quick', action='store_true', help='few images and draws, to see that all runs')
+    parser.add_argument('--quick', action='store_true',
+                        help='few images and draws, to see that all runs; trainings are as long as ever')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--peak-memory', action='store_true', help=argparse.SUPPRESS)  # of one, in a process of its own
     args = parser.parse_args(argv)

@@ -32,13 +32,14 @@ from mmdet_diffusion.evaluation.cost_card import machine
 from mmdet_diffusion.evaluation.detection_records import CellRecords
 from mmdet_diffusion.evaluation.dial_report import DialReport, write_report
 from mmdet_diffusion.evaluation.dial_settings import CONTROLS, DialSetting, dial_setting, grid
-from mmdet_diffusion.evaluation.ground_truth import ground_truth
+from mmdet_diffusion.evaluation.ground_truth import ground_truth, num_objects
 from mmdet_diffusion.evaluation.other_metrics import is_coco_box_ap
 from mmdet_diffusion.evaluation.shared_features import test_cells
 from mmdet_diffusion.host_memory import keep_freed_memory
 from mmdet_diffusion.input_checks import refuse_missing_data, refuse_missing_device
 from mmdet_diffusion.launch import with_config_path
 from mmdet_diffusion.prediction import load_weights
+from mmdet_diffusion.whole_file import write_whole_file
 
 
 def number_or_none(text: str) -> float | None:
@@ -107,7 +108,7 @@ def scored_objects(dataset: BaseDataset) -> COCO:
         truth = ground_truth(dataset)
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    if not truth.dataset['annotations']:
+    if not num_objects(truth):
         raise SystemExit(f'{dataset.ann_file} has no object of {", ".join(dataset.metainfo["classes"])}: there is '
                          'nothing to score by')
     return truth
@@ -145,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     text = write_report(report, out, title=f'{Path(args.config).stem}, {Path(args.checkpoint).name}',
                         device=args.device, under_ms=args.under_ms)
     print(text)
-    (out / 'made_of.json').write_text(json.dumps(made_of, indent=1, default=str) + '\n')
+    write_whole_file(out / 'made_of.json', (json.dumps(made_of, indent=1, default=str) + '\n').encode())
     return 0
 
 

@@ -4,7 +4,7 @@ Example:
     python tools/analysis_tools/measure_carried_boxes.py diffusiondet_r18_fpn_1xb4-4k_shapes CHECKPOINT --settings 1x16
 
 A clip is a window that moves over a larger scene of shapes, so it is for models of that set (mmdet-diffusion shapes).
-Differences come with an interval by a bootstrap over frames.
+Differences come with an interval by a bootstrap over clips.
 """
 
 import mmdet_diffusion  # noqa: F401  isort: skip  first: it makes the operators of mmcv available
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
                                         for seed in args.seeds]])
                      for name, carries in (('carried', True), ('noise', False))]
         carried, plain = (np.mean([run.ap() for run in side.trainings[0]]) for side in sides)
-        found = difference(*sides)
+        found = difference(*sides, together=args.frames)
         print(f'| {setting.label} | {plain:.3f} | {carried:.3f} | {found.value:+.3f} ({found.low:+.3f} to '
               f'{found.high:+.3f}) |', flush=True)
     return 0
