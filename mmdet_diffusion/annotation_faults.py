@@ -5,6 +5,7 @@ from collections.abc import Iterator
 LISTS = ('categories', 'images', 'annotations')
 IDS = dict(images=('id', ), annotations=('id', 'image_id', 'category_id'), categories=('id', ))
 NUMBERS = dict(images=('width', 'height'), annotations=('area', ), categories=())
+TEXTS = dict(images=('file_name', 'coco_url'), annotations=(), categories=('name', ))
 NEEDED = dict(images=('id', 'width', 'height'), annotations=('id', 'image_id', 'category_id', 'bbox', 'area'),
               categories=('id', 'name'))
 LARGEST = 1e12  # of a number: an area, too
@@ -58,10 +59,12 @@ def _entry_faults(entry: dict, section: str, place: str) -> Iterator[str]:
     for key in NUMBERS[section]:
         if key in entry and (not _is_number(entry[key]) or section == 'images' and entry[key] <= 0):
             yield f'{place} has the {key} {_shown(entry[key])}; expected a number' + ' above 0' * (section == 'images')
-    for key in ('file_name', 'coco_url', 'name'):
-        if key in entry and not isinstance(entry[key], str):
+    for key in TEXTS[section]:
+        # Many exporters write null for an address that nobody needs.
+        is_left_out = key == 'coco_url' and entry.get(key) is None and 'file_name' in entry
+        if key in entry and not isinstance(entry[key], str) and not is_left_out:
             yield f'{place} has the {key} {_shown(entry[key])}; expected text'
-    bbox = entry.get('bbox', [0, 0, 0, 0])
+    bbox = entry.get('bbox', [0, 0, 0, 0]) if section == 'annotations' else [0, 0, 0, 0]
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         yield f'{place} has the bbox {_shown(bbox)}; expected four numbers: x, y, width, height'
 

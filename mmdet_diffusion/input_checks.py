@@ -117,7 +117,8 @@ def dataset_paths(dataset: ConfigDict, key: str) -> Iterator[tuple[str, str, str
     if dataset.get('backend_args') is not None:
         return
     root = dataset.get('data_root') or ''
-    if root:
+    named = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
+    if root and not all(path and (os.path.isabs(path) or '://' in path) for path in named):  # else it is not used
         yield 'data folder', root, f'{key}.data_root'
     if dataset.get('ann_file'):
         yield 'annotation file', os.path.join(root, dataset.ann_file), f'{key}.ann_file'

@@ -94,13 +94,20 @@ def checked_arguments(name: str, args: list[str]) -> list[str]:
     Raises:
         SystemExit: see :func:`run_mmdet_tool`.
     """
-    config = parse_known(args).config
-    args = with_path_at(args, None if config is None else args.index(config))
+    args = with_path_at(args, _place_of_config(args))
     refuse_missing_config(parse_known(args).config)
     refuse_unwritable_work_dir(args)
     args = without_vain_resume(args)
     refuse_missing_inputs(name, args)
     return with_launcher(with_tta_model(args))
+
+
+def _place_of_config(args: list[str]) -> int | None:
+    """Among words of which the value of an option may be the same."""
+    config = parse_known(args).config
+    places = (place for place, word in enumerate(args) if word == config)
+    return next((place for place in places
+                 if parse_known([*args[:place], f'{config}?', *args[place + 1:]]).config != config), None)
 
 
 def without_vain_resume(args: list[str]) -> list[str]:

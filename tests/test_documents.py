@@ -81,3 +81,11 @@ def test_packages_with_public_names_are_found():
 def test_links_between_documents_lead_somewhere(path):
     for target in re.findall(r'\]\((?!https?:)([^)#]+)', path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+def test_the_defaults_of_the_dial_are_those_of_the_page():
+    text, = re.findall(r'```python\n(test_cfg=dict\(.*?)```', (DOCS / 'once_for_all.md').read_text(), flags=re.DOTALL)
+    named = {}
+    exec(text, named)
+    settings = SamplingSettings.from_cfg({}, 77, 1000)._asdict()
+    assert dict(named['test_cfg'], num_proposals=77) == settings and named['test_cfg']['num_proposals'] is None

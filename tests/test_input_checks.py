@@ -126,10 +126,13 @@ def test_a_data_set_inside_wrappers_is_found(tmp_path, monkeypatch, wrapped, key
         refuse_missing_data(Config(dict(train_dataloader=dict(dataset=wrapped))), ('train_dataloader',))
 
 
-def test_data_elsewhere_than_in_the_file_system_is_not_looked_for():
+def test_a_root_that_is_not_used_and_data_elsewhere_than_in_the_file_system_are_not_looked_for(tmp_path):
+    (tmp_path / 'a.json').touch()
+    elsewhere = dict(type='CocoDataset', data_root='none/', ann_file=str(tmp_path / 'a.json'),
+                     data_prefix=dict(img=str(tmp_path)))  # mmengine joins no root to these
     remote = dict(type='CocoDataset', data_root='s3://none/', ann_file='a.json', data_prefix=dict(img='i/'))
     behind_arguments = dict(dataset('none'), backend_args=dict(backend='petrel'))
-    for inner in (remote, behind_arguments):
+    for inner in (elsewhere, remote, behind_arguments):
         refuse_missing_data(Config(dict(test_dataloader=dict(dataset=inner))), ('test_dataloader', 'test_evaluator'))
 
 
@@ -169,6 +172,15 @@ def test_a_config_is_found_by_its_name_wherever_it_stands(shapes, place):
     if place == 4:  # what follows --cfg-options is its
         args = ['--cfg-options', 'load_from=some.pth', '--work-dir', 'here', SHAPES]
     assert CONFIG in checked_arguments('train.py', args) and SHAPES not in checked_arguments('train.py', args)
+
+
+@pytest.mark.parametrize('place', [0, 2])
+def test_a_value_that_is_called_like_the_config_is_none(shapes, place):
+    args = ['--work-dir', SHAPES]
+    args.insert(place, SHAPES)
+    expected = ['--work-dir', SHAPES]
+    expected.insert(place, CONFIG)
+    assert checked_arguments('train.py', args)[:3] == expected
 
 
 def test_a_config_that_is_not_there_is_named_wherever_it_stands(shapes):

@@ -238,6 +238,12 @@ def test_the_counts_are_read_before_training_and_the_file_is_parsed_once(tmp_pat
     model.bbox_head(*outputs_and_targets())
 
 
+def test_a_file_that_has_changed_is_parsed_again(tmp_path):
+    for name in ('RBC', 'rbc, mended'):
+        file = lvis_file(tmp_path, [dict(id=1, name=name, image_count=1)])
+        assert [one['name'] for one in annotation_categories.read_categories(file)] == [name]
+
+
 def test_an_averaged_model_keeps_its_buffers_apart(tmp_path):
     """mmengine pairs the buffers of the two models by their place, so none may come later."""
     file = lvis_file(tmp_path, [dict(id=number, name=str(number), image_count=1) for number in range(8)])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS, MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
@@ -55,6 +56,18 @@ def call(train, *args, val=None):
             json.dump(val, file)
         words += ['--val', 'val.json']
     return configs.main([*words, *args])
+
+
+def test_entries_that_nobody_reads_may_be_anything(here):
+    content = annotations()
+    for image in content['images']:
+        image.update(coco_url=None, license=None, name=None, bbox=None)
+    for one in content['annotations']:
+        one['name'] = None
+    call(content, val=annotations(4, first=20))
+    content['images'][3]['file_name'] = None
+    with pytest.raises(SystemExit, match=r'images\[3\] has the file_name None; expected text'):
+        call(content, val=annotations(4, first=20))
 
 
 def test_the_config_reads_the_data_and_builds_the_model(here, capsys):
@@ -163,6 +176,15 @@ def test_the_config_works_from_any_folder_and_with_any_names(here, monkeypatch, 
         assert len(DATASETS.build(loader.dataset)[0]['data_samples'].gt_instances)
 
 
+@pytest.mark.parametrize('target', ['5" disks/parts.py', 'a{{ fileBasename }}/parts.py', 'a\\b/parts.py'])
+def test_a_place_that_mmengine_would_misread_is_refused(here, target):
+    (here / 'train.json').write_text(json.dumps(annotations()))
+    before = sorted(here.rglob('*'))
+    with pytest.raises(SystemExit, match='^no config was written: .* misreads in the path of a config; choose another'):
+        configs.main(['new', target, '--train', 'train.json', '--images', 'images'])
+    assert sorted(here.rglob('*')) == before
+
+
 @pytest.mark.parametrize(('side', 'expected'), [
     (400, 320),  # the least
     (200, 224),  # no larger than the pictures, but a multiple of 32
@@ -201,6 +223,32 @@ def test_a_few_small_pictures_do_not_choose_the_input():
     for one in content['annotations']:
         one['bbox'][2:] = [27.0, 27.0]
     assert new_config.input_size(content)[0] == 960
+
+
+def test_nor_do_a_few_large_ones_however_many_objects_they_hold():
+    content = annotations(10, side=400)
+    for one in content['annotations']:
+        one['bbox'][2:] = [4.0, 4.0]
+    content['images'][0].update(width=4000, height=2000)
+    content['annotations'] += [dict(content['annotations'][0], id=100 + number) for number in range(100)]
+    assert new_config.input_size(content)[0] == 416  # 400, as a multiple of 32
+
+
+LEARNT = dict(left_of_it=[-30, 5, 20, 20], above=[5, -30, 20, 20], right_of_it=[410, 5, 20, 20], below=[5, 210, 20, 20],
+              narrow=[5, 5, 0.5, 20], flat=[5, 5, 20, 0.5], reaching_out=[-5, -5, 20, 20], whole=[5, 5, 20, 20])
+
+
+@pytest.mark.parametrize('change', [*LEARNT, 'area', 'ignore', 'iscrowd'])
+def test_what_is_learnt_from_is_what_mmdetection_trains_on(here, change):
+    annotation = dict(id=1, image_id=0, category_id=1, iscrowd=0, bbox=LEARNT.get(change, [5, 5, 20, 20]), area=400.0)
+    annotation |= dict(area=dict(area=0), ignore=dict(ignore=1), iscrowd=dict(iscrowd=1)).get(change, {})
+    content = dict(annotations(1, objects=0), annotations=[annotation])
+    (here / 'train.json').write_text(json.dumps(content))
+    dataset = CocoDataset(ann_file='train.json', metainfo=dict(classes=('bolt', )), data_prefix=dict(img='images/'),
+                          filter_cfg=dict(filter_empty_gt=False), pipeline=[])
+    trained_on = [one for one in dataset.get_data_info(0)['instances'] if not one['ignore_flag']]
+    assert own_annotations.is_learnt_from(annotation, content['images'][0]) == bool(trained_on)
+    assert bool(trained_on) == (change in ('reaching_out', 'whole'))
 
 
 @pytest.mark.parametrize(('side', 'objects', 'words'), [

@@ -63,6 +63,11 @@ def new(target: Path, train_file: Path, val_file: Path | None, images: Sequence[
         SystemExit: if a file is not as it should be, is there already, or cannot be written; nothing is written then.
     """
     folders = [Path(os.path.abspath(folder)) for folder in (images[0], images[-1])]
+    path = os.path.abspath(target)
+    for mark in ('"', '{{', *(['\\'] if os.sep == '/' else [])):
+        if mark in path:
+            raise SystemExit(f'no config was written: {path} has {mark} in it, which mmengine misreads in the path of '
+                             'a config; choose another folder or name')
     try:
         train = own_annotations.read_file(train_file, folders[0])
         train, val = (own_annotations.split(train, val_share) if val_file is None else

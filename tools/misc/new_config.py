@@ -93,16 +93,16 @@ def choose(data: own_annotations.DataSet) -> Choice:
 def input_size(content: dict) -> tuple[int, float]:
     """Pixels of the longer side, and those of the objects that one in twenty goes below.
 
-    Large enough for the small objects, no larger than most pictures that hold objects.
+    Large enough for the small objects, no larger than half of the pictures that hold objects.
 
     Args:
         content (dict): training file of a :class:`own_annotations.DataSet`.
     """
     sides = {image['id']: max(image['width'], image['height']) for image in content['images']}
-    shares, pictures = zip(*sorted(
-        (math.sqrt(one['bbox'][2] * one['bbox'][3]) / sides[one['image_id']], sides[one['image_id']])
-        for one in content['annotations'] if not one['iscrowd']), strict=True)
-    share, largest = shares[len(shares) // 20], sorted(pictures)[9 * len(pictures) // 10]
+    objects = [one for one in content['annotations'] if not one['iscrowd']]
+    shares = sorted(math.sqrt(one['bbox'][2] * one['bbox'][3]) / sides[one['image_id']] for one in objects)
+    pictures = sorted(sides[number] for number in {one['image_id'] for one in objects})
+    share, largest = shares[len(shares) // 20], pictures[len(pictures) // 2]
     size = 32 * math.ceil(min(max(WANTED_PIXELS / share, SMALLEST_INPUT), LARGEST_INPUT, largest) / 32)
     return size, share * size
 
