@@ -47,7 +47,7 @@ def export_graph(graph: nn.Module, inputs: Sequence[Tensor], path: Path, *, inpu
                           output_names=list(output_names), dynamic_axes=dynamic, custom_opsets={DOMAIN: 1},
                           do_constant_folding=False, **TRACED)
     model = onnx.load(path)
-    expand_gathered_sums(model, roi_extractor.output_size**2, (2 * roi_extractor.sampling_ratio)**2)
+    expand_gathered_sums(model, roi_extractor.num_bins, (2 * roi_extractor.sampling_ratio)**2)
     del model.graph.value_info[:]  # sizes of the example, which engines would believe
     model.producer_name = 'mmdet_diffusion'
     onnx.helper.set_model_props(model, metadata)

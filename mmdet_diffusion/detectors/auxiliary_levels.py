@@ -14,12 +14,13 @@ class AuxiliaryLevels:
         head (nn.Module): one of MMDetection's dense heads.
         featmap_strides (Sequence[int]): of the pyramid's levels that the diffusion head looks up; each level of the
             pyramid past them has twice the stride of the one before.
+        num_levels (int, optional): of the pyramid, where it is known.
 
     Raises:
-        ValueError: if its strides are not a run of the pyramid's.
+        ValueError: if its strides are not a run of the pyramid's, or the pyramid has too few levels.
     """
 
-    def __init__(self, head: nn.Module, featmap_strides: Sequence[int]) -> None:
+    def __init__(self, head: nn.Module, featmap_strides: Sequence[int], num_levels: int | None = None) -> None:
         self.taken, self.strides = slice(None), None
         generator = getattr(head, 'prior_generator', None)
         if generator is None:
@@ -34,6 +35,8 @@ class AuxiliaryLevels:
             raise ValueError(f'auxiliary_head ({type(head).__name__}) has strides {self.strides}, but the pyramid has '
                              f'{list(featmap_strides)} (bbox_head.roi_extractor.featmap_strides) and twice the last '
                              'from there on; give it some of them that follow one another')
+        if num_levels is not None:
+            self._check(num_levels)
 
     def __call__(self, feats: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The levels among all, finest first.
@@ -41,8 +44,10 @@ class AuxiliaryLevels:
         Raises:
             ValueError: if the pyramid has too few.
         """
-        levels = feats[self.taken]
-        if self.strides is not None and len(levels) < len(self.strides):
-            raise ValueError(f'auxiliary_head has strides {self.strides}, but the neck gives {len(feats)} levels; '
+        self._check(len(feats))
+        return feats[self.taken]
+
+    def _check(self, num_levels: int) -> None:
+        if self.strides is not None and num_levels < self.taken.stop:
+            raise ValueError(f'auxiliary_head has strides {self.strides}, but the neck gives {num_levels} levels; '
                              'leave out the coarsest of its strides, or raise num_outs of the neck')
-        return levels

@@ -56,8 +56,8 @@ class DiffusionDet(SingleStageDetector):
         self._test_dtype = None if test_dtype is None else half_dtype(test_dtype, 'model.test_dtype')
         super().__init__(backbone=backbone, neck=neck, bbox_head=bbox_head, train_cfg=train_cfg, test_cfg=test_cfg,
                          data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        self._pyramid_is_checked = check_pyramid_at_build(self.backbone, getattr(self, 'neck', None),
-                                                          self.bbox_head.roi_extractor)
+        num_levels = check_pyramid_at_build(self.backbone, getattr(self, 'neck', None), self.bbox_head.roi_extractor)
+        self._pyramid_is_checked = num_levels is not None
         self.auxiliary_head = None
         if auxiliary_head is not None:
             num_classes = auxiliary_head.get('num_classes', self.bbox_head.num_classes)
@@ -70,7 +70,8 @@ class DiffusionDet(SingleStageDetector):
             self.auxiliary_head = MODELS.build(dict(auxiliary_head, num_classes=num_classes))
             # Under autocast too: mmcv's compiled focal loss takes no bfloat16, and float16 overflows in sums.
             self.auxiliary_head.register_forward_hook(_give_single_precision)
-            self._auxiliary_levels = AuxiliaryLevels(self.auxiliary_head, self.bbox_head.roi_extractor.featmap_strides)
+            self._auxiliary_levels = AuxiliaryLevels(
+                self.auxiliary_head, self.bbox_head.roi_extractor.featmap_strides, num_levels)
         self.auxiliary_weight = auxiliary_weight
         self._finite_losses = FiniteLosses()
         self.channels_last = channels_last

@@ -13,7 +13,7 @@ IMAGE_SIZE = 128  # pixels of the trial run: at least two cells at every usual s
 
 
 def check_pyramid_at_build(backbone: nn.Module, neck: nn.Module | None,
-                           roi_extractor: PyramidRoIExtractor | StockRoIExtractor) -> bool:
+                           roi_extractor: PyramidRoIExtractor | StockRoIExtractor) -> int | None:
     """Compare the pyramid with what the head looks up, by a trial run.
 
     Args:
@@ -22,8 +22,8 @@ def check_pyramid_at_build(backbone: nn.Module, neck: nn.Module | None,
         roi_extractor (PyramidRoIExtractor | StockRoIExtractor): of the head.
 
     Returns:
-        bool: False where the trial run cannot tell, since a layer does not run where the model is built, or not on such
-        an image: then the first batch has to be given to :func:`check_pyramid`.
+        int | None: number of levels. None where the trial run cannot tell, since a layer does not run where the model
+        is built, or not on such an image: then the first batch has to be given to :func:`check_pyramid`.
 
     Raises:
         ValueError: see :func:`check_pyramid`; also if the neck does not take the channels that the backbone gives.
@@ -35,9 +35,9 @@ def check_pyramid_at_build(backbone: nn.Module, neck: nn.Module | None,
         if feats is None:
             _check_neck_inputs(backbone, neck, [level.size(1) for level in backbone_feats])
     if feats is None:
-        return False
+        return None
     check_pyramid(feats, (IMAGE_SIZE, IMAGE_SIZE), roi_extractor, pyramid_source(backbone, neck))
-    return True
+    return len(feats)
 
 
 @torch.no_grad()

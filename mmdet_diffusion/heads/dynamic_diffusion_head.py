@@ -75,7 +75,7 @@ class DynamicDiffusionHead(BaseModule):
                              'the neck')
         self.time_embedding = TimeEmbedding(feat_channels)
         stage = dict(stage, num_classes=num_classes, feat_channels=feat_channels, prior_prob=prior_prob,
-                     num_bins=self.roi_extractor.output_size**2)
+                     num_bins=self.roi_extractor.num_bins)
         self.stages = ModuleList(MODELS.build(stage) for _ in range(num_stages))
         self.criterion = MODELS.build(criterion)
         self.sampling_settings()  # a wrong test_cfg shows now, not after the first epoch

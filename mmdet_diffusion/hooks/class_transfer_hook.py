@@ -52,7 +52,7 @@ class ClassTransferHook(Hook):
         sources = match_names(classes, given, self.source_names)
         if not transfer_rows(checkpoint['state_dict'], whole_state(runner.model), sources):
             runner.logger.warning('no class layer of the checkpoint is one of the model, since it is of another '
-                                  'detector. All classes start from the prior')
+                                  'detector or of another width. All classes start from the prior')
             return
         taken = [name for name, source in zip(classes, sources, strict=True) if source is not None]
         runner.logger.info(f'{len(taken)} of {len(classes)} classes start from the class layers of the checkpoint: '
@@ -107,7 +107,8 @@ def transfer_rows(state: dict[str, Tensor], own: Mapping[str, Tensor], sources: 
     replaced = 0
     for name, value in state.items():
         layer = CLASS_LAYER.fullmatch(name)
-        if layer and layer['name'] in own:
+        # One of another width is left to the report of what does not fit.
+        if layer and layer['name'] in own and value.shape[1:] == own[layer['name']].shape[1:]:
             replaced += 1
             mixed = own[layer['name']].detach().cpu().clone()
             mixed[targets] = value[rows].to(mixed)

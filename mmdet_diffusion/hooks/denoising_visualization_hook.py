@@ -73,7 +73,7 @@ class DenoisingVisualizationHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         """Start counting anew."""
         self._drawn = 0
-        self._evaluators = {name: _like(runner.val_evaluator) for name in self._settings}
+        self._evaluators = {name: _like(runner.val_evaluator, name) for name in self._settings}
 
     @torch.no_grad()
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence | None = None) -> None:
@@ -99,7 +99,8 @@ class DenoisingVisualizationHook(Hook):
             if self._drawn == self._num_images:
                 return
             # What the pipeline gives is BGR, as all of MMDetection's loading does unless told otherwise.
-            picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy()[..., ::-1]))
+            values = pixels.clamp(0, 255).byte().expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
+            picture = Image.fromarray(np.ascontiguousarray(values[..., ::-1]))
             story = draw_story(*on_picture(moments, sample, picture, self._panel), self._score_thr)
             name = f'denoising_{Path(sample.get("img_path", "")).stem or self._drawn}'
             _add_image(runner, name, np.asarray(story))
@@ -118,11 +119,16 @@ def _detector(runner: Runner) -> nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
-def _like(evaluator: Evaluator) -> Evaluator:
-    """An evaluator with the same metrics, before any result."""
+def _like(evaluator: Evaluator, setting: str) -> Evaluator:
+    """An evaluator with the same metrics, before any result; files that they write have the setting in their names."""
     metrics = [copy.copy(metric) for metric in evaluator.metrics]
     for metric in metrics:
         metric.results = []
+        for key in ('outfile_prefix', 'out_file_path'):  # of mmdet's metrics, and of mmengine's DumpResults
+            path = getattr(metric, key, None)
+            if path is not None:
+                suffix = Path(path).suffix if key == 'out_file_path' else ''
+                setattr(metric, key, f'{str(path).removesuffix(suffix)}_{setting}{suffix}')
     fresh = Evaluator(metrics)
     fresh.dataset_meta = evaluator.dataset_meta
     return fresh

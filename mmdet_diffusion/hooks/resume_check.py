@@ -1,7 +1,9 @@
 """Whether a training can go on from a checkpoint, looked at before anything of it is used."""
 
 import logging
+from collections.abc import Sequence
 
+from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -10,6 +12,7 @@ from torch import Tensor
 from .checkpoint_report_hook import differences
 
 NEEDED = ('meta', 'state_dict', 'message_hub', 'optimizer')
+LENGTHS = ('begin', 'end', 'T_max', 'milestones', 'total_iters', 'step_size')  # of schedulers
 
 
 def drop_code(checkpoint: dict) -> None:
@@ -42,6 +45,9 @@ def refuse_partial_state(runner: Runner, checkpoint: dict) -> None:
     for key in ('epoch', 'iter'):
         if not isinstance(meta.get(key), int) or isinstance(meta[key], bool) or meta[key] < 0:
             raise ValueError(f'meta.{key} must be a number of what was trained, got {meta.get(key)!r}')
+    if 'ema_state_dict' in checkpoint and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
+        raise ValueError('its training averages its weights, so that its state_dict is not what was trained: resume '
+                         'with the EMAHook, or set load_from to the average and leave out --resume')
     if hasattr(runner, 'strategy'):  # a FlexibleRunner, whose processes may hold a part of each tensor
         return
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -52,3 +58,25 @@ def refuse_partial_state(runner: Runner, checkpoint: dict) -> None:
         if names:
             raise ValueError(f'{len(names)} {finding}: {", ".join(map(str, names[:3]))}; a training goes on with the '
                              'model that it began with. For another one set load_from and leave out --resume')
+    _check_schedulers(_flat(runner.param_schedulers), _flat(checkpoint.get('param_schedulers')))
+
+
+def _flat(schedulers: Sequence | dict | None) -> list:
+    """Of one optimiser, or of several by name."""
+    lists = schedulers.values() if isinstance(schedulers, dict) else [schedulers or []]
+    return [scheduler for one in lists for scheduler in one]
+
+
+def _check_schedulers(built: Sequence, saved: Sequence[dict]) -> None:
+    """mmengine passes over those that are missing, and a warm-up starts again from a rate that has been reached."""
+    if len(built) != len(saved):
+        raise ValueError(f'it holds {len(saved)} param_schedulers, and the config has {len(built)}: the learning rate '
+                         'cannot go on as it was. Resume with the param_scheduler that it began with, and leave '
+                         'save_param_scheduler of the checkpoint hook at True')
+    for scheduler, state in zip(built, saved, strict=True):
+        for key in LENGTHS:
+            if key in state and getattr(scheduler, key, state[key]) != state[key]:
+                print_log(f'the learning rate goes on by the schedule of the checkpoint, with {key} {state[key]}, and '
+                          f'not by that of the config, with {getattr(scheduler, key)}: resume with the length that '
+                          'the training began with (MAX_ITERS, where the config has it)', 'current', logging.WARNING)
+                return

@@ -40,8 +40,9 @@ class ResumableTrainLoop(IterBasedTrainLoop):
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, max_iters: int, val_begin: int = 1,
                  val_interval: int = 1000, dynamic_intervals: list[tuple[int, int]] | None = None) -> None:
         self._diff_rank_seed = runner._randomness_cfg.get('diff_rank_seed', False)
-        # A data loader that was built elsewhere keeps its order, as does a sampler with a seed of its own.
-        self._sets_order = isinstance(dataloader, dict) and dataloader['sampler'].get('seed') is None
+        # A data loader or sampler that was built elsewhere keeps its order, as does one with a seed of its own.
+        sampler = dataloader['sampler'] if isinstance(dataloader, dict) else None
+        self._sets_order = isinstance(sampler, dict) and sampler.get('seed') is None
         try:
             built = runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=self._diff_rank_seed)
         except ValueError as error:

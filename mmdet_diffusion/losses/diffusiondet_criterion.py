@@ -21,6 +21,9 @@ class DiffusionDetCriterion(nn.Module):
             ``CrossEntropyLoss`` with ``use_sigmoid=True``, or ``FederatedLoss`` around one of them.
         loss_bbox (ConfigType): of xyxy divided by the image size.
         loss_iou (ConfigType): of xyxy in pixels.
+
+    Raises:
+        ValueError: if the class loss is a softmax over classes, which has no place for queries without an object.
     """
 
     def __init__(self, *, assigner: ConfigType, loss_cls: ConfigType, loss_bbox: ConfigType,
@@ -28,6 +31,10 @@ class DiffusionDetCriterion(nn.Module):
         super().__init__()
         self.assigner = TASK_UTILS.build(assigner)
         self.loss_cls = MODELS.build(loss_cls)
+        inner = getattr(self.loss_cls, 'loss', self.loss_cls)
+        if getattr(inner, 'use_sigmoid', True) is False:
+            raise ValueError(f'loss_cls of DiffusionDetCriterion is a {type(inner).__name__} with use_sigmoid=False; '
+                             'the head has a logit for each class and none for the background: set use_sigmoid=True')
         self.loss_bbox = MODELS.build(loss_bbox)
         self.loss_iou = MODELS.build(loss_iou)
 
@@ -83,8 +90,11 @@ class DiffusionDetCriterion(nn.Module):
         """Sums per stage, shape (S,). Every query is computed and the unmatched ones weigh 0: shapes stay fixed."""
         index = gt_index.clamp(min=0)[..., None].expand(-1, -1, -1, 4)
         target = objects.bboxes.expand(len(gt_index), -1, -1, -1).gather(2, index)
-        # An unmatched query is compared with itself, so that what weighs nothing cannot be infinite either.
-        target = torch.where(weight[..., None] > 0, target, bboxes.detach())
+        # In place of an unmatched query two boxes that no loss finds infinite or without a derivative: CIoU is both
+        # where they are equal.
+        unit = (torch.arange(4, device=bboxes.device) >= 2).to(bboxes)
+        bboxes, target = (torch.where(weight[..., None] > 0, boxes, unit * side)
+                          for boxes, side in ((bboxes, 1), (target, 2)))
         whwh = objects.img_whwh[:, None]
         l1 = self.loss_bbox(bboxes / whwh, target / whwh, reduction_override='none').sum(-1)
         iou = self.loss_iou(bboxes.reshape(-1, 4), target.reshape(-1, 4), reduction_override='none').view_as(l1)

@@ -1,5 +1,6 @@
 """RoI features from the pyramid level that fits a box. Lin et al. 2017 (FPN), arXiv:1612.03144, Eq. (1)."""
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import cached_property
@@ -69,6 +70,11 @@ class PyramidRoIExtractor(BaseModule):
     def num_inputs(self) -> int:
         """Number of levels that are used."""
         return len(self.featmap_strides)
+
+    @property
+    def num_bins(self) -> int:
+        """Bins of a box."""
+        return self.output_size**2
 
     def implementation_on(self, device: torch.device) -> str:
         """``gathered`` or ``mmcv``, whichever runs on a device."""
@@ -165,9 +171,9 @@ class StockRoIExtractor(BaseModule):
         return self.extractor.out_channels
 
     @property
-    def output_size(self) -> int:
-        """Bins a side."""
-        return self.extractor.roi_layers[0].output_size[0]
+    def num_bins(self) -> int:
+        """Bins of a box."""
+        return math.prod(self.extractor.roi_layers[0].output_size)
 
     def forward(self, feats: tuple[Tensor, ...]) -> BoxFeatures:
         """As :meth:`PyramidRoIExtractor.forward`; float32, since half-precision boxes are off by whole pixels.

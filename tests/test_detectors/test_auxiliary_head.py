@@ -53,9 +53,15 @@ def test_strides_that_the_pyramid_has_not_are_named_with_both_when_the_model_is_
     assert str(strides) in str(raised.value) and '[4, 8, 16, 32]' in str(raised.value)
 
 
-def test_a_level_past_those_of_the_neck_is_named_at_the_first_batch():
-    with pytest.raises(ValueError, match=r'auxiliary_head.*\[32, 64\].*4 levels'):
-        losses_of(detector(fcos([32, 64])))
+def test_a_level_past_those_of_the_neck_is_named_when_the_model_is_built(monkeypatch):
+    refusal = r'auxiliary_head.*\[32, 64\].*4 levels'
+    with pytest.raises(ValueError, match=refusal):
+        detector(fcos([32, 64]))
+    # Or at the first batch, where the trial run cannot tell.
+    monkeypatch.setattr('mmdet_diffusion.detectors.diffusiondet.check_pyramid_at_build', lambda *_: None)
+    model = detector(fcos([32, 64]))
+    with pytest.raises(ValueError, match=refusal):
+        losses_of(model)
 
 
 @pytest.mark.parametrize('make', [fcos, retinanet])

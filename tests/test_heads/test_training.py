@@ -53,6 +53,36 @@ def assert_finite(losses, model):
     assert not wrong
 
 
+@pytest.mark.parametrize('loss', ['GIoULoss', 'CIoULoss', 'DIoULoss', 'EIoULoss', 'SIoULoss', 'IoULoss'])
+def test_any_iou_loss_of_mmdetections_is_finite_with_and_without_objects(loss):
+    model_cfg = small_model_cfg()
+    model_cfg.bbox_head.criterion.loss_iou = dict(type=loss, loss_weight=2.0)
+    model = build_detector(model_cfg).train()
+    for counts in ((3, 0), (0, 0)):
+        losses = step(model, make_samples(*counts))
+        assert all(value.isfinite() for value in losses.values())
+        assert all(one.grad.isfinite().all() for one in model.parameters() if one.grad is not None)
+        assert (losses['loss_iou'] > 0) == (counts[0] > 0)
+
+
+@pytest.mark.parametrize('wrap', [lambda loss: loss, lambda loss: dict(
+    type='FederatedLoss', loss=loss, image_counts=[1, 1, 1])], ids=['alone', 'federated'])
+def test_a_softmax_over_classes_is_refused_when_the_model_is_built(wrap):
+    model_cfg = small_model_cfg()
+    model_cfg.bbox_head.criterion.loss_cls = wrap(dict(type='CrossEntropyLoss'))
+    with pytest.raises(ValueError, match='loss_cls of DiffusionDetCriterion is a CrossEntropyLoss with use_sigmoid='):
+        build_detector(model_cfg)
+
+
+def test_bins_that_are_not_square_make_a_head_that_learns():
+    model_cfg = small_model_cfg()
+    model_cfg.bbox_head.roi_extractor = dict(
+        type='SingleRoIExtractor', out_channels=16, featmap_strides=[4, 8, 16, 32],
+        roi_layer=dict(type='RoIAlign', output_size=(7, 5), sampling_ratio=2))
+    model = build_detector(model_cfg).train()
+    assert all(value.isfinite() for value in step(model, make_samples(3, 2)).values())
+
+
 # Gradients and precision ----------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import torch
 from mmengine.runner import BaseLoop
 
 from mmdet_diffusion.hooks import ClassTransferHook
+from mmdet_diffusion.hooks.class_transfer_hook import transfer_rows
 from mmdet_diffusion.testing import build_detector, small_model_cfg
 
 GIVEN = ('person', 'traffic light', 'car', 'dog')
@@ -46,6 +47,12 @@ def test_a_class_takes_the_rows_of_its_name_and_others_stay_as_initialised(prefi
     for name in LAYERS:
         assert torch.equal(after[name][1:], source[name][[2, 1]])
         assert torch.equal(after[name][0], before[name][0])
+
+
+def test_a_checkpoint_of_another_width_is_left_to_the_report_of_what_does_not_fit(caplog):
+    state = {LAYERS[0]: torch.ones(4, 32)}
+    assert transfer_rows(state, {LAYERS[0]: torch.zeros(4, 16)}, [0, None, 2, 3]) == 0
+    assert state[LAYERS[0]].shape == (4, 32)
 
 
 def test_nothing_but_the_class_layers_changes():

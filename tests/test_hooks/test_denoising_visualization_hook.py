@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmdet_diffusion.hooks import DenoisingVisualizationHook
+from mmdet_diffusion.hooks import denoising_visualization_hook as hook_module
 from mmdet_diffusion.testing import REPOSITORY, load_tool
 
 SHAPES = REPOSITORY / 'configs' / 'diffusiondet' / 'diffusiondet_r18_fpn_1xb4-4k_shapes.py'
@@ -89,6 +91,29 @@ def test_the_first_images_are_drawn_once_a_validation(runs):
     panels = np.asarray(Image.open(next(runs['with'].rglob(f'vis_image/{files[0]}'))))
     assert panels.shape[0] > 2 * 64 and panels.shape[1] > 3 * 64  # a row a step, a column a stage
     assert len(np.unique(panels.reshape(-1, 3), axis=0)) > 100
+
+
+def test_files_that_metrics_write_are_each_setting_s_own(data, tmp_path):
+    prefix = str(tmp_path / 'val')
+    runner = runner_of(data, tmp_path / 'work', [dict(HOOK, num_images=0, settings=['1x3'])],
+                       **{'val_evaluator.outfile_prefix': prefix, 'model.test_cfg.nms': None})
+    runner.val()
+    numbers = {name: len(json.loads(Path(f'{name}.bbox.json').read_text())) for name in (prefix, f'{prefix}_1x3')}
+    assert numbers == {prefix: 5 * 10, f'{prefix}_1x3': 5 * 3}
+
+
+@pytest.mark.parametrize('change', [lambda pixels: pixels.float() + 0.4, lambda pixels: pixels[:1]],
+                         ids=['float', 'grey'])
+def test_pictures_of_any_type_are_drawn(monkeypatch, change):
+    seen = []
+    monkeypatch.setattr(hook_module, 'follow_boxes', lambda model, data: [[]])
+    monkeypatch.setattr(hook_module, 'on_picture', lambda moments, sample, picture, panel: (picture, ))
+    monkeypatch.setattr(hook_module, 'draw_story', lambda picture, _: seen.append(np.asarray(picture)) or picture)
+    monkeypatch.setattr(hook_module, '_add_image', lambda *_: None)
+    pixels = torch.arange(3 * 4 * 5, dtype=torch.uint8).reshape(3, 4, 5)
+    DenoisingVisualizationHook()._draw(None, None, [change(pixels)], dict(data_samples=[dict(img_path='a.png')]))
+    expected = pixels[:1].expand(3, -1, -1) if len(change(pixels)) == 1 else pixels.flip(0)
+    assert (seen[0] == expected.permute(1, 2, 0).numpy()).all()
 
 
 def test_ap_of_a_setting_is_that_of_a_validation_at_it(data, tmp_path):

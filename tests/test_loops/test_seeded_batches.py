@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler, pseudo_collate
+from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
+from mmdet_diffusion.loops import ResumableTrainLoop
 from mmdet_diffusion.loops.seeded_batches import SeededBatches, seed_draws
 
 
@@ -34,6 +37,16 @@ def batches(*, iteration=0, seed=3, rank=0, num_workers=0, sampler=InfiniteSampl
     found = SeededBatches(loader)
     found.start(seed=seed, rank=rank, iteration=iteration, sets_order=sets_order)
     return found
+
+
+@pytest.mark.parametrize(('sampler', 'sets_order'), [
+    (dict(type='InfiniteSampler'), True), (dict(type='InfiniteSampler', seed=3), False), ('built', False)])
+def test_a_sampler_with_an_order_of_its_own_keeps_it(tmp_path, sampler, sets_order):
+    runner = Runner(nn.Linear(1, 1), str(tmp_path), experiment_name=tmp_path.name, cfg=dict(randomness=dict(seed=0)))
+    dataset = Drawing()
+    loader = dict(dataset=dataset, batch_size=2, num_workers=0,
+                  sampler=DefaultSampler(dataset, seed=5) if sampler == 'built' else sampler)
+    assert ResumableTrainLoop(runner, loader, max_iters=2)._sets_order == sets_order
 
 
 def take(number, **options):
