@@ -63,6 +63,8 @@ def read_picture(source: str | os.PathLike | Image.Image | np.ndarray, decoder: 
             else:
                 with Image.open(Path(source)) as image:
                     picture = _as_rgb(image, decoder)
+        except MemoryError:
+            raise
         except Exception as error:  # whatever decoders raise at what is no picture
             raise ExportError(f'{source} cannot be read as a picture ({first_line(error)})') from error
     if 0 in picture.shape:
@@ -71,11 +73,7 @@ def read_picture(source: str | os.PathLike | Image.Image | np.ndarray, decoder: 
 
 
 def _as_rgb(image: Image.Image, decoder: str) -> np.ndarray:
-    is_png = image.format == 'PNG'
-    image.load()  # turns a TIFF, and tells its EXIF so
-    turn = TURNS.get(image.getexif().get(ORIENTATION))
-    if turn is not None:
-        image = image.transpose(turn)  # ImageOps.exif_transpose writes all EXIF anew, and fails at what is odd there
+    is_png, image = image.format == 'PNG', turned(image)
     if image.mode == 'I' and is_png:  # Pillow before 11 opens its 16 bits so
         return _of_16_bits(np.asarray(image))
     if image.mode in ('I', 'F'):
@@ -87,6 +85,20 @@ def _as_rgb(image: Image.Image, decoder: str) -> np.ndarray:
         canvas.paste(layer, mask=layer.split()[3])
         image = canvas
     return np.asarray(image.convert('RGB'))
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """A picture as its EXIF data say; ``ImageOps.exif_transpose`` writes all of these anew, and fails at odd ones."""
+    image.load()
+    turn = None if image.format == 'TIFF' else TURNS.get(_orientation(image))  # a TIFF is turned when it is loaded
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:  # whatever Pillow raises at EXIF data that are none
+        return None
 
 
 def _of_16_bits(values: np.ndarray) -> np.ndarray:
@@ -105,7 +117,7 @@ def picture_size(path: str | os.PathLike) -> tuple[int, int]:
     with _of_any_size(), Image.open(Path(path)) as image:
         # Some versions of Pillow turn the size of a TIFF when it is opened.
         size = tuple(image.tag_v2[tag] for tag in TIFF_SIZE) if image.format == 'TIFF' else image.size
-        return size[::-1] if image.getexif().get(ORIENTATION) in range(5, 9) else size
+        return size[::-1] if _orientation(image) in range(5, 9) else size
 
 
 @contextmanager

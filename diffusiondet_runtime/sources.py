@@ -65,7 +65,8 @@ class VideoFrames:
         video (Video): which.
         rate (float): frames a second, as the file says; 25 where it does not.
         number (int | None): frames, as the container says, also at an address; None where it does not say.
-        broken (list[int]): places of frames that could not be read; at the end only where the container counts them.
+        broken (list[int]): places of frames that could not be read. A few at the end, of a container that guesses how
+            many there are, are none.
         silence (float): seconds without a frame at the end of what has none, ``PATIENCE`` at least; else 0.
 
     Raises:
@@ -105,7 +106,7 @@ class VideoFrames:
                 unread = []
                 yield place, with_swapped_channels(frame)
             elif self.number is None or place >= self.number or len(unread) == MOST_BROKEN:
-                self.broken += unread if counts else []
+                self.broken += unread if counts or len(unread) == MOST_BROKEN else []
                 return
             else:
                 unread.append(place)

@@ -37,6 +37,12 @@ def first_missing_key(content: dict) -> str | None:
     return None
 
 
+def first_without_address(content: dict) -> str | None:
+    """The first image without an address, by which MMDetection names the pictures of LVIS v1."""
+    return next((f'images[{index}] has no coco_url, by which LVIS v1 names its pictures'
+                 for index, image in enumerate(content['images']) if not isinstance(image.get('coco_url'), str)), None)
+
+
 def _faults(content: object) -> Iterator[str]:
     for section in LISTS:
         entries = content.get(section, [] if section != 'categories' else None) if isinstance(content, dict) else None

@@ -14,7 +14,7 @@ from torch import nn
 from diffusiondet_runtime.errors import first_line
 
 from .annotation_categories import parse_annotations
-from .annotation_faults import first_fault, first_missing_key
+from .annotation_faults import first_fault, first_missing_key, first_without_address
 from .half_precision import half_dtype, half_precision
 from .hooks.checkpoint_report_hook import differences
 
@@ -240,16 +240,21 @@ def refuse_faulty_annotations(error: Exception, config: Config, parts: Sequence[
         for kind, path, _ in dataset_paths(dataset, ''):
             if kind != 'annotation file' or '://' in path or not path.endswith('.json'):
                 continue
-            fault = annotation_file_fault(path)
+            fault = annotation_file_fault(path, by_address=str(dataset.type).endswith('LVISV1Dataset'))
             if fault is not None:
                 raise SystemExit(fault) from error
 
 
-def annotation_file_fault(path: str) -> str | None:
-    """What is wrong with an annotation file of COCO's or LVIS's form, after its name; None where nothing is."""
+def annotation_file_fault(path: str, *, by_address: bool = False) -> str | None:
+    """What is wrong with an annotation file of COCO's or LVIS's form, after its name; None where nothing is.
+
+    Args:
+        path (str): of the file.
+        by_address (bool): its pictures are found by their ``coco_url``, as those of LVIS v1.
+    """
     try:
         content = parse_annotations(path, None)
     except (ValueError, OSError) as error:
         return str(error)
-    fault = first_fault(content) or first_missing_key(content)
+    fault = first_fault(content) or first_missing_key(content) or (by_address and first_without_address(content))
     return f'{path}: {fault}' if fault else None

@@ -278,7 +278,7 @@ def test_the_trial_leaves_no_trace():
             built.append((MODELS.build(cfg), torch.get_rng_state()))
         else:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr('mmdet_diffusion.detectors.diffusiondet.check_pyramid_at_build', lambda *args: True)
+                patch.setattr('mmdet_diffusion.detectors.diffusiondet.check_pyramid_at_build', lambda *args: 4)
                 built.append((MODELS.build(cfg), torch.get_rng_state()))
     (tried, state), (plain, other_state) = built
     assert torch.equal(state, other_state)

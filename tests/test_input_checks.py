@@ -1,5 +1,6 @@
 """Checkpoints, data and devices that are not there stop training and testing in one line, before anything is built."""
 
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from torch import nn
 
 from mmdet_diffusion import config_path, half_precision, list_configs
 from mmdet_diffusion.input_checks import (
+    annotation_file_fault,
     refuse_faulty_annotations,
     refuse_foreign_checkpoint,
     refuse_missing_checkpoint,
@@ -134,6 +136,15 @@ def test_a_root_that_is_not_used_and_data_elsewhere_than_in_the_file_system_are_
     behind_arguments = dict(dataset('none'), backend_args=dict(backend='petrel'))
     for inner in (elsewhere, remote, behind_arguments):
         refuse_missing_data(Config(dict(test_dataloader=dict(dataset=inner))), ('test_dataloader', 'test_evaluator'))
+
+
+def test_a_file_of_lvis_v1_needs_the_addresses_of_its_pictures(tmp_path):
+    path = tmp_path / 'lvis.json'
+    image = dict(id=1, width=4, height=4, file_name='1.png', coco_url=None)
+    path.write_text(json.dumps(dict(images=[image], annotations=[], categories=[dict(id=1, name='a')])))
+    assert annotation_file_fault(str(path)) is None
+    assert annotation_file_fault(str(path), by_address=True) == (
+        f'{path}: images[0] has no coco_url, by which LVIS v1 names its pictures')
 
 
 def test_each_of_several_evaluators_is_looked_at(tmp_path, monkeypatch):

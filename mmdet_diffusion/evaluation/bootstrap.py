@@ -3,8 +3,8 @@
 What varies: which images were taken, what training drew, what sampling drew. Images are drawn anew, the same for both
 sides of a difference. What sampling draws for one image is independent of what it draws for another, so drawing images
 covers that too, with one seed as with the mean of several. Images that depend on each other, as frames of a video do,
-are drawn together. Trainings are drawn anew where there are several, and alike
-for two settings of the same ones; with one the figures hold for these weights alone.
+are drawn together. Trainings are drawn anew where there are several, and alike for two settings of the same ones; with
+one the figures hold for these weights alone.
 
 Percentiles are expanded for the number of images (Hesterberg 2015, arXiv:1411.5279): plain ones are too narrow. What
 drawing n trainings changes is expanded by sqrt(n / (n - 1)) for the same reason.

@@ -54,7 +54,7 @@ def data_digest(images: Iterable[Mapping[str, object]]) -> str:
     digest = hashlib.sha256()
     for image in images:
         path = Path(str(image.get('img_path', '')))
-        content = _file_digest(path, path.stat().st_mtime_ns) if path.is_file() else None
+        content = _file_digest(path, path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
         objects = [[list(map(float, one['bbox'])), one['bbox_label'], one.get('ignore_flag', 0)]
                    for one in image.get('instances', ())]
         digest.update(json.dumps([str(image.get('img_id')), path.name, content, objects]).encode())
@@ -62,7 +62,7 @@ def data_digest(images: Iterable[Mapping[str, object]]) -> str:
 
 
 @cache  # detectors have the same pictures
-def _file_digest(path: Path, changed: int) -> str:
+def _file_digest(path: Path, changed: int, size: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -1,19 +1,23 @@
 """The outcome of a contest as one page: tables, verdicts, plots, worst images."""
 
 import base64
+import contextlib
 import csv
 import functools
 import html
 import io
+import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
-from PIL import Image, ImageOps
 from pycocotools.coco import COCO
+
+from diffusiondet_runtime.errors import ExportError
+from diffusiondet_runtime.pictures import read_picture
 
 from ..whole_file import whole_file, write_whole_file
 from .average_precision import not_exhaustive, scored_detections
@@ -207,14 +211,13 @@ def draw_worst(images: Sequence[ImageDetections], truth: COCO, path: Path) -> bo
     """Draw the images with the most errors, objects and detections side by side; False where no file is there."""
     import matplotlib.pyplot as plt
     worst = sorted(range(len(images)), key=lambda place: -_num_errors(images[place], truth, place + 1))
-    worst = [place for place in worst if Path(truth.imgs[place + 1]['file_name']).is_file()][:SHEET]
-    if not worst:
+    pictures = dict(itertools.islice(_readable(worst, truth), SHEET))
+    if not pictures:
         return False
-    figure, axes = plt.subplots(len(worst), 2, figsize=(9, 3.4 * len(worst)), layout='constrained', squeeze=False)
+    figure, axes = plt.subplots(len(pictures), 2, figsize=(9, 3.4 * len(pictures)), layout='constrained',
+                                squeeze=False)
     names = {number: one['name'] for number, one in truth.cats.items()}
-    for row, place in zip(axes, worst, strict=True):
-        # Turned as its Exif data say, as the detector saw it.
-        picture = np.asarray(ImageOps.exif_transpose(Image.open(truth.imgs[place + 1]['file_name'])).convert('RGB'))
+    for row, (place, picture) in zip(axes, pictures.items(), strict=True):
         found = images[place]
         shown = found.scores > SCORE
         objects = [(one['bbox'], names[one['category_id']]) for one in truth.imgToAnns[place + 1]]
@@ -234,6 +237,13 @@ def draw_worst(images: Sequence[ImageDetections], truth: COCO, path: Path) -> bo
         figure.savefig(unfinished, dpi=90)
     plt.close(figure)
     return True
+
+
+def _readable(places: Sequence[int], truth: COCO) -> Iterator[tuple[int, np.ndarray]]:
+    """Pictures, turned as their EXIF data say, as detectors saw them; without those that cannot be read here."""
+    for place in places:
+        with contextlib.suppress(ExportError):
+            yield place, read_picture(truth.imgs[place + 1]['file_name'])
 
 
 def _num_errors(image: ImageDetections, truth: COCO, number: int) -> int:

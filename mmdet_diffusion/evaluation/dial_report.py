@@ -117,7 +117,7 @@ class DialReport(NamedTuple):
         heads = sum(row.head for row in self.rows) * len(self.seeds)
         return (f'{self.num_images} images, {cells} cells ({len(self.rows)} settings x {len(self.seeds)} seeds); '
                 f'batches of {self.batch_size}. Features once an image: {features:.0f} s instead of '
-                f'{cells * features:.0f} s; the rest {heads:.0f} s, first steps that settings share in each.')
+                f'{cells * features:.0f} s. Heads: {heads:.0f} s, with steps that settings share counted in each.')
 
 
 def _by_name(runs: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:

@@ -107,13 +107,18 @@ def transfer_rows(state: dict[str, Tensor], own: Mapping[str, Tensor], sources: 
     replaced = 0
     for name, value in state.items():
         layer = CLASS_LAYER.fullmatch(name)
-        # One of another width is left to the report of what does not fit.
-        if layer and layer['name'] in own and value.shape[1:] == own[layer['name']].shape[1:]:
+        if layer and layer['name'] in own and _is_as_wide(state, name, own, layer['name']):
             replaced += 1
             mixed = own[layer['name']].detach().cpu().clone()
             mixed[targets] = value[rows].to(mixed)
             state[name] = mixed
     return replaced
+
+
+def _is_as_wide(state: Mapping[str, Tensor], name: str, own: Mapping[str, Tensor], own_name: str) -> bool:
+    """Whether a layer has the model's number of inputs; else it is left to the report of what does not fit."""
+    given, wanted = (values.get(one.replace('.bias', '.weight')) for values, one in ((state, name), (own, own_name)))
+    return given is not None and wanted is not None and given.shape[1:] == wanted.shape[1:]
 
 
 def _spelling(name: str) -> str:

@@ -48,6 +48,7 @@ def refuse_partial_state(runner: Runner, checkpoint: dict) -> None:
     if 'ema_state_dict' in checkpoint and not any(isinstance(hook, EMAHook) for hook in runner.hooks):
         raise ValueError('its training averages its weights, so that its state_dict is not what was trained: resume '
                          'with the EMAHook, or set load_from to the average and leave out --resume')
+    _check_schedulers(_flat(runner.param_schedulers), _flat(checkpoint.get('param_schedulers')))
     if hasattr(runner, 'strategy'):  # a FlexibleRunner, whose processes may hold a part of each tensor
         return
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -58,7 +59,6 @@ def refuse_partial_state(runner: Runner, checkpoint: dict) -> None:
         if names:
             raise ValueError(f'{len(names)} {finding}: {", ".join(map(str, names[:3]))}; a training goes on with the '
                              'model that it began with. For another one set load_from and leave out --resume')
-    _check_schedulers(_flat(runner.param_schedulers), _flat(checkpoint.get('param_schedulers')))
 
 
 def _flat(schedulers: Sequence | dict | None) -> list:

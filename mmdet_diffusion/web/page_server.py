@@ -16,7 +16,9 @@ from socketserver import ThreadingTCPServer
 from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from diffusiondet_runtime.pictures import turned
 
 from .picture_dial import PictureDial, UnknownPicture
 
@@ -242,7 +244,7 @@ def _settings(content: bytes) -> dict:
 def _thumbnail(path: Path) -> bytes:
     with Image.open(path) as image:
         image.draft('RGB', (THUMBNAIL, THUMBNAIL))  # a JPEG need not be decoded whole
-        small, buffer = ImageOps.exif_transpose(image).convert('RGB'), io.BytesIO()
+        small, buffer = turned(image).convert('RGB'), io.BytesIO()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     small.save(buffer, format='JPEG')
     return buffer.getvalue()

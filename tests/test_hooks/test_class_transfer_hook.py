@@ -49,10 +49,11 @@ def test_a_class_takes_the_rows_of_its_name_and_others_stay_as_initialised(prefi
         assert torch.equal(after[name][0], before[name][0])
 
 
-def test_a_checkpoint_of_another_width_is_left_to_the_report_of_what_does_not_fit(caplog):
-    state = {LAYERS[0]: torch.ones(4, 32)}
-    assert transfer_rows(state, {LAYERS[0]: torch.zeros(4, 16)}, [0, None, 2, 3]) == 0
-    assert state[LAYERS[0]].shape == (4, 32)
+def test_a_checkpoint_of_another_width_is_left_to_the_report_of_what_does_not_fit():
+    weight, bias = LAYERS[:2]
+    state = {weight: torch.ones(4, 32), bias: torch.ones(4)}
+    assert transfer_rows(state, {weight: torch.zeros(4, 16), bias: torch.zeros(4)}, [0, None, 2, 3]) == 0
+    assert state[weight].shape == (4, 32) and (state[bias] == 1).all()
 
 
 def test_nothing_but_the_class_layers_changes():

@@ -475,6 +475,14 @@ def test_frames_that_only_the_length_of_a_video_promises_are_not_missed(clip, na
     assert frames.broken == [1, *at_the_end] and frames.number == 7
 
 
+@pytest.mark.parametrize('name', ['clip.mp4', 'clip.mkv'])
+def test_a_video_that_ends_far_before_its_length_is_named(clip, name):
+    frames = VideoFrames(Video(str(clip), is_live=False))
+    frames.video, frames.capture, frames.number = Video(name, is_live=False), FrameByFrame([True] * 5), 300
+    assert [place for place, _ in frames] == list(range(5))
+    assert frames.broken == list(range(5, 5 + sources.MOST_BROKEN))
+
+
 @pytest.mark.parametrize('rate', [23.976, 29.97003, 66.6667, 119.973, 120.031, 239.762, 1000.0, 90000.0])
 def test_drawn_videos_keep_rates_that_mpeg_4_cannot_count(tmp_path, rate):
     drawn = DrawnFiles(tmp_path)

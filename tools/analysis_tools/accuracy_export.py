@@ -25,7 +25,7 @@ from mmdet_diffusion.detectors.several_predictions import at_settings, features_
 from mmdet_diffusion.evaluation.average_precision import match_detections
 from mmdet_diffusion.evaluation.detection_records import ImageDetections
 from mmdet_diffusion.evaluation.dial_settings import DialSetting, dial_setting
-from mmdet_diffusion.evaluation.ground_truth import coco_detections, ground_truth
+from mmdet_diffusion.evaluation.ground_truth import coco_detections, ground_truth, num_objects
 from mmdet_diffusion.input_checks import refuse_missing_checkpoint, refuse_missing_data
 from mmdet_diffusion.prediction import Predictor
 
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         truth = ground_truth(dataset)
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    if not truth.dataset['annotations']:
+    if not num_objects(truth):
         raise SystemExit(f'{dataset.ann_file} has no object in {len(dataset)} images: there is no AP')
     paths = [Path(dataset.get_data_info(place)['img_path']) for place in range(len(dataset))]
 

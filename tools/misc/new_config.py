@@ -93,7 +93,7 @@ def choose(data: own_annotations.DataSet) -> Choice:
 def input_size(content: dict) -> tuple[int, float]:
     """Pixels of the longer side, and those of the objects that one in twenty goes below.
 
-    Large enough for the small objects, no larger than half of the pictures that hold objects.
+    Large enough for the small objects, no larger than the middle one of the pictures that hold objects.
 
     Args:
         content (dict): training file of a :class:`own_annotations.DataSet`.
