@@ -340,7 +340,7 @@ def test_both_kinds_are_built_from_configs_with_equal_properties():
              build_roi_extractor(dict(type='SingleRoIExtractor', roi_layer=layer, **common))]
     assert [type(extractor) for extractor in built] == [PyramidRoIExtractor, StockRoIExtractor]
     for extractor in built:
-        assert (extractor.num_inputs, extractor.out_channels, extractor.output_size) == (2, 3, 5)
+        assert (extractor.num_inputs, extractor.out_channels, extractor.num_bins) == (2, 3, 25)
 
 
 @pytest.mark.parametrize('wrong', [dict(featmap_strides=()), dict(featmap_strides=(8, 4)), dict(featmap_strides=(4, 4)),
