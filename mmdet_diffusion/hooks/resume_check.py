@@ -12,7 +12,7 @@ from torch import Tensor
 from .checkpoint_report_hook import differences
 
 NEEDED = ('meta', 'state_dict', 'message_hub', 'optimizer')
-LENGTHS = ('begin', 'end', 'T_max', 'milestones', 'total_iters', 'step_size')  # of schedulers
+LENGTHS = ('end', 'T_max', 'total_iters', 'milestones', 'step_size', 'begin')  # of schedulers; the first says most
 
 
 def drop_code(checkpoint: dict) -> None:
@@ -71,8 +71,8 @@ def _check_schedulers(built: Sequence, saved: Sequence[dict]) -> None:
     """mmengine passes over those that are missing, and a warm-up starts again from a rate that has been reached."""
     if len(built) != len(saved):
         raise ValueError(f'it holds {len(saved)} param_schedulers, and the config has {len(built)}: the learning rate '
-                         'cannot go on as it was. Resume with the param_scheduler that it began with, and leave '
-                         'save_param_scheduler of the checkpoint hook at True')
+                         'cannot go on as it was. Resume with the param_scheduler, and with the length (MAX_ITERS), '
+                         'that it began with, and leave save_param_scheduler of the checkpoint hook at True')
     for scheduler, state in zip(built, saved, strict=True):
         for key in LENGTHS:
             if key in state and getattr(scheduler, key, state[key]) != state[key]:
