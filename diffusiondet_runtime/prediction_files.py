@@ -172,5 +172,5 @@ class DrawnFiles:
 
 def _writable(rate: float) -> float:
     """A rate of frames with as many digits as MPEG-4 can hold."""
-    return round(min(rate, WIDEST_RATE), next(digits for digits in (3, 2, 1, 0) if rate * 10**digits <= WIDEST_RATE
-                                              or not digits))
+    rate = min(rate, WIDEST_RATE)
+    return round(rate, next(digits for digits in (3, 2, 1, 0) if rate * 10**digits <= WIDEST_RATE))

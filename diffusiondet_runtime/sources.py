@@ -106,7 +106,8 @@ class VideoFrames:
                 unread = []
                 yield place, with_swapped_channels(frame)
             elif self.number is None or place >= self.number or len(unread) == MOST_BROKEN:
-                self.broken += unread if counts or len(unread) == MOST_BROKEN else []
+                if counts or len(unread) == MOST_BROKEN:
+                    self.broken += unread
                 return
             else:
                 unread.append(place)

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 import mmcv_stand_in
+from diffusiondet_runtime.folder import sha256
 
 from ..version import __version__
 
@@ -54,16 +55,21 @@ def data_digest(images: Iterable[Mapping[str, object]]) -> str:
     digest = hashlib.sha256()
     for image in images:
         path = Path(str(image.get('img_path', '')))
-        content = _file_digest(path, path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None
+        content = _file_digest(path) if path.is_file() else None
         objects = [[list(map(float, one['bbox'])), one['bbox_label'], one.get('ignore_flag', 0)]
                    for one in image.get('instances', ())]
         digest.update(json.dumps([str(image.get('img_id')), path.name, content, objects]).encode())
     return digest.hexdigest()
 
 
+def _file_digest(path: Path) -> str:
+    status = path.stat()
+    return _digest_of_state(path, status.st_mtime_ns, status.st_size)
+
+
 @cache  # detectors have the same pictures
-def _file_digest(path: Path, changed: int, size: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest_of_state(path: Path, changed: int, size: int) -> str:
+    return sha256(path)
 
 
 def code_digest(config: Config) -> dict[str, str]:

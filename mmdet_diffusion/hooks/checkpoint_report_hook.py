@@ -5,7 +5,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Size
 
-from mmdet_diffusion.hooks.whole_state import whole_state
+from .whole_state import whole_state
 
 STUDENT_AND_TEACHER = ('student.', 'teacher.')  # of mmdet's semi-supervised detectors
 

@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor
 
-from mmdet_diffusion.hooks.whole_state import whole_state
+from .whole_state import whole_state
 
 CLASS_LAYER = re.compile(r'(module\.)?(?P<name>bbox_head\.stages\.\d+\.fc_cls\.(weight|bias))')
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
 from .checkpoint_report_hook import differences
+from .whole_state import whole_state
 
 NEEDED = ('meta', 'state_dict', 'message_hub', 'optimizer')
 LENGTHS = ('end', 'T_max', 'total_iters', 'milestones', 'step_size', 'begin')  # of schedulers; the first says most
@@ -51,8 +51,7 @@ def refuse_partial_state(runner: Runner, checkpoint: dict) -> None:
     _check_schedulers(_flat(runner.param_schedulers), _flat(checkpoint.get('param_schedulers')))
     if hasattr(runner, 'strategy'):  # a FlexibleRunner, whose processes may hold a part of each tensor
         return
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    wanted = {name: value.shape for name, value in model.state_dict().items()}
+    wanted = {name: value.shape for name, value in whole_state(runner.model).items()}
     given = {name: value.shape if isinstance(value, Tensor) else None
              for name, value in checkpoint['state_dict'].items()}
     for finding, names in differences(given, wanted).items():

@@ -92,9 +92,8 @@ class DiffusionDetCriterion(nn.Module):
         target = objects.bboxes.expand(len(gt_index), -1, -1, -1).gather(2, index)
         # In place of an unmatched query two boxes that no loss finds infinite or without a derivative: CIoU is both
         # where they are equal.
-        unit = (torch.arange(4, device=bboxes.device) >= 2).to(bboxes)
-        bboxes, target = (torch.where(weight[..., None] > 0, boxes, unit * side)
-                          for boxes, side in ((bboxes, 1), (target, 2)))
+        unit, is_matched = (torch.arange(4, device=bboxes.device) >= 2).to(bboxes), weight[..., None] > 0
+        bboxes, target = torch.where(is_matched, bboxes, unit), torch.where(is_matched, target, 2 * unit)
         whwh = objects.img_whwh[:, None]
         l1 = self.loss_bbox(bboxes / whwh, target / whwh, reduction_override='none').sum(-1)
         iou = self.loss_iou(bboxes.reshape(-1, 4), target.reshape(-1, 4), reduction_override='none').view_as(l1)

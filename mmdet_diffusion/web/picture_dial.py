@@ -17,6 +17,8 @@ from mmengine.dataset import pseudo_collate
 from PIL import Image
 from torch import Tensor
 
+from diffusiondet_runtime.whole_file import LONGEST_NAME
+
 from ..detectors.several_predictions import wait_for
 from ..post_processing import best_pairs, finish_image, merge_steps
 from ..prediction import Predictor
@@ -31,7 +33,6 @@ MOST = dict(num_proposals=2000, sampling_timesteps=50)
 MOST_BOXES_IN_ALL = 20_000
 MOST_PIXELS = 50_000_000  # of a picture
 SHOWN, QUALITY = 1600, 90  # longer side and JPEG quality of the picture on the page
-LONGEST_NAME = 255  # bytes, of file systems
 
 
 class UnknownPicture(KeyError):

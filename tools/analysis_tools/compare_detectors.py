@@ -12,7 +12,6 @@ Example:
 
 import mmdet_diffusion  # noqa: F401  isort: skip  first: it makes the operators of mmcv available
 import argparse
-import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
+from diffusiondet_runtime.folder import sha256
 from mmdet_diffusion.config_zoo import refuse_missing_config, with_config_path
 from mmdet_diffusion.evaluation.bootstrap import NUM_DRAWS, draws
 from mmdet_diffusion.evaluation.content_key import content_key
@@ -70,7 +70,7 @@ def annotations_digests(config: Config) -> list[str]:
     """SHA-256 of the annotation files that a training reads."""
     paths = [path for dataset, _ in datasets(config.train_dataloader.dataset, '')
              for kind, path, _ in dataset_paths(dataset, '') if kind == 'annotation file' and Path(path).is_file()]
-    return [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
+    return list(map(sha256, paths))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
