@@ -194,6 +194,34 @@ def test_a_training_step_on_a_cpu_computes_in_bfloat16_and_keeps_float32_weights
     assert {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None} <= {torch.float32}
 
 
+def test_attention_and_depthwise_convolutions_stay_in_float32_on_a_cpu(any_type):
+    model = detector().train()
+    seen = []
+    model.bbox_head.stages[0].self_attn.register_forward_hook(lambda module, args, output: seen.append(output[0].dtype))
+    model.train_step(dict(inputs=[torch.zeros((3, *SHAPE), dtype=torch.uint8)] * 2, data_samples=samples()),
+                     optim_wrapper(model))
+    assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize('channels', [1, 6])
+@pytest.mark.parametrize('groups', ['none', 'half', 'all'])
+def test_convolutions_are_in_float32_where_they_are_depthwise(any_type, channels, groups):
+    groups = dict(none=1, half=max(1, channels // 2), all=channels)[groups]
+    is_depthwise = channels == groups > 1
+    convolution = torch.nn.Conv2d(channels, 2 * channels, 3, padding=1, stride=2, groups=groups)
+    image = torch.randn(2, channels, 9, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    expected = torch.autograd.grad(convolution(image).square().sum(), [image, *convolution.parameters()])
+    wrapper = optim_wrapper(convolution)
+    with wrapper.optim_context(convolution):
+        output = convolution(image)
+        half = convolution(image.bfloat16())
+        unbatched = torch.conv2d(input=image[0], weight=convolution.weight, stride=2, groups=groups)
+    gradients = torch.autograd.grad(output.float().square().sum(), [image, *convolution.parameters()])
+    assert output.dtype == half.dtype == unbatched.dtype == (torch.float32 if is_depthwise else torch.bfloat16)
+    assert all(map(torch.equal, gradients, expected)) == is_depthwise
+    assert convolution(image.bfloat16().float()).dtype == torch.float32  # and outside nothing is left of it
+
+
 def test_the_wrapper_comes_from_one_line_of_a_config(any_type):
     cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))))
     cfg.merge_from_dict({'optim_wrapper.type': 'AutocastOptimWrapper'})

@@ -24,7 +24,7 @@ MAY_IMPORT = dict(
     loops={'hooks'},
     backbones=set(), evaluation=TASK | PARTS | {'heads', 'detectors', 'input_checks', 'prediction', 'whole_file'},
     web=TASK | PARTS | {'detectors', 'prediction', 'visualization'},
-    optim={'half_precision'}, __main__=set(), deployment=TASK | PARTS | {'heads'},
+    optim={'half_precision', 'ops'}, __main__=set(), deployment=TASK | PARTS | {'heads'},
     __init__={
         'backbones', 'config_zoo', 'installation', 'detectors', 'heads', 'hooks', 'loops', 'losses', 'optim',
         'roi_extractors', 'task_modules'

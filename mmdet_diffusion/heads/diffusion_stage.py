@@ -6,7 +6,7 @@ from mmengine.model import BaseModule, bias_init_with_prob
 from torch import Tensor, nn
 
 from ..layers import DynamicConv
-from ..ops import autocasts_on_cpu, fast_linear
+from ..ops import fast_linear, float32_on_cpu
 
 
 @MODELS.register_module()
@@ -79,9 +79,8 @@ class DynamicDiffusionStage(BaseModule):
             tuple[Tensor, Tensor, Tensor]: class logits (B, N, C), deltas (B, N, 4), and the proposal features of the
             next stage (B, N, F), which are those before the scale and shift.
         """
-        # torch 2.1's fused attention mixes types under a CPU's autocast; for values of another tensor it is not taken.
-        values = proposal_features.view_as(proposal_features) if autocasts_on_cpu() else proposal_features
-        attended = self.self_attn(proposal_features, proposal_features, values, need_weights=False)[0]
+        with float32_on_cpu():  # whose fused attention is the slower in bfloat16 for so few proposals
+            attended = self.self_attn(proposal_features, proposal_features, proposal_features, need_weights=False)[0]
         features = self.norm_attn(proposal_features + attended)
         with fast_linear(features):  # not around the attention, which would lose its fused path to it
             interaction = self.dynamic_conv(features.flatten(0, 1), roi_features).view_as(features)

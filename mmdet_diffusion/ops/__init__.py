@@ -1,5 +1,6 @@
 """Operators in plain torch."""
 
+from .float32_islands import Float32Depthwise, float32_on_cpu
 from .flop_formulas import register_flop_formulas
 from .host_and_device import exact_float, upload
 from .linear import fast_linear
@@ -9,6 +10,6 @@ from .torch_state import autocasts_on_cpu, is_compiling, is_recorded
 register_flop_formulas()
 
 __all__ = [
-    'FlatPyramid', 'autocasts_on_cpu', 'exact_float', 'fast_linear', 'flatten_pyramid', 'is_compiling', 'is_recorded',
-    'roi_align_rows', 'upload'
+    'FlatPyramid', 'Float32Depthwise', 'autocasts_on_cpu', 'exact_float', 'fast_linear', 'flatten_pyramid',
+    'float32_on_cpu', 'is_compiling', 'is_recorded', 'roi_align_rows', 'upload'
 ]

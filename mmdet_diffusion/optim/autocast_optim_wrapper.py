@@ -8,6 +8,7 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 
 from ..half_precision import half_dtype, half_precision
+from ..ops import Float32Depthwise
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -15,7 +16,8 @@ class AutocastOptimWrapper(OptimWrapper):
     """Runs the forward pass under autocast, on a CPU too, where mmengine's ``AmpOptimWrapper`` insists on a GPU.
 
     bfloat16 has the range of float32, so no loss is scaled and weights, gradients and the optimiser's state stay in
-    float32. One config line: ``optim_wrapper.type='AutocastOptimWrapper'``.
+    float32; on a CPU depthwise convolutions, too (:class:`Float32Depthwise`). One config line:
+    ``optim_wrapper.type='AutocastOptimWrapper'``.
 
     Args:
         dtype (str): ``bfloat16``.
@@ -43,5 +45,6 @@ class AutocastOptimWrapper(OptimWrapper):
             RuntimeError: if that device does not compute in the type.
         """
         device = next(model.parameters()).device
-        with super().optim_context(model), half_precision(device, self.dtype, 'optim_wrapper.dtype'):
+        autocast = half_precision(device, self.dtype, 'optim_wrapper.dtype')
+        with super().optim_context(model), autocast, Float32Depthwise():
             yield
