@@ -3,6 +3,7 @@
 _base_ = ['../benchmark/diffusiondet_efficientnet-lite0_fpn_1xb4_bccd.py']
 
 model = dict(
+    channels_last=True,  # a tenth less an iteration on a CPU (docs/performance.md)
     # Three draws of noise for each image in a training step; backbone and neck run once.
     train_cfg=dict(num_groups=3),
     bbox_head=dict(
