@@ -44,6 +44,21 @@ def test_the_running_environment_passes_its_own_check_and_says_whose_operators_i
 
     library = extension.__file__.endswith('.so')
     assert result.stdout.strip().endswith(f'operators: {"compiled" if library else "stand-in"}')
+    assert f', half precision: {check.half_precision_here()}, ' in result.stdout
+
+
+@pytest.mark.parametrize(
+    'lacks, words', [((), 'float16 and bfloat16 (cpu)'), (['float16'], 'bfloat16 (cpu)'),
+                     (['float16', 'bfloat16'], 'none (cpu)')])
+def test_it_says_which_types_of_half_precision_there_are(monkeypatch, lacks, words):
+    import mmengine.device
+
+    from mmdet_diffusion import half_precision
+
+    monkeypatch.setattr(mmengine.device, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(
+        half_precision, 'missing_support', lambda device, dtype: 'no' if str(dtype).split('.')[1] in lacks else None)
+    assert check.half_precision_here() == words
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,15 @@ def check_all() -> str:
         import_or_fault(module)
     names = ['torch', *(info['providers'][module][0] for module in OPENMMLAB)]
     versions = ', '.join(f'{name} {info["versions"][name]}' for name in names)
-    return f'Python {info["python"]}, {versions}, operators: {operators}'
+    return f'Python {info["python"]}, {versions}, half precision: {half_precision_here()}, operators: {operators}'
+
+
+def half_precision_here() -> str:
+    """The types for ``model.test_dtype`` on the device that a training would take, and that device."""
+    torch, half = importlib.import_module('torch'), importlib.import_module('mmdet_diffusion.half_precision')
+    device = torch.device(importlib.import_module('mmengine.device').get_device())
+    names = [name for name, dtype in half.HALF_DTYPES.items() if half.missing_support(device, dtype) is None]
+    return f'{" and ".join(names) or "none"} ({device.type})'
 
 
 def import_or_fault(module: str):
