@@ -17,7 +17,8 @@ class AuxiliaryLevels:
         num_levels (int, optional): of the pyramid, where it is known.
 
     Raises:
-        ValueError: if its strides are not a run of the pyramid's, or the pyramid has too few levels.
+        ValueError: if its strides are not a run of the pyramid's, it has not one regress range for each, or the pyramid
+            has too few levels.
     """
 
     def __init__(self, head: nn.Module, featmap_strides: Sequence[int], num_levels: int | None = None) -> None:
@@ -35,6 +36,11 @@ class AuxiliaryLevels:
             raise ValueError(f'auxiliary_head ({type(head).__name__}) has strides {self.strides}, but the pyramid has '
                              f'{list(featmap_strides)} (bbox_head.roi_extractor.featmap_strides) and twice the last '
                              'from there on; give it some of them that follow one another')
+        ranges = getattr(head, 'regress_ranges', None)  # of FCOS and its kind
+        if ranges is not None and len(ranges) != len(self.strides):
+            raise ValueError(f'auxiliary_head ({type(head).__name__}) has strides {self.strides}, but '
+                             f'{len(ranges)} regress_ranges, {list(ranges)}; give it one for each stride: from and to '
+                             'which distance in pixels its level learns')
         if num_levels is not None:
             self._check(num_levels)
 

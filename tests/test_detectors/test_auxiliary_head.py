@@ -92,3 +92,9 @@ def test_under_autocast_its_layers_are_in_half_precision_and_its_losses_in_singl
     with torch.autocast('cpu', torch.bfloat16):
         losses_of(model)
     assert layers == {torch.bfloat16} and losses == {torch.float32}
+
+
+def test_other_regress_ranges_than_strides_are_named_when_the_model_is_built():
+    head = fcos([8, 16, 32]) | dict(regress_ranges=((-1, 24), (24, 48), (48, 96), (96, 1e8)))
+    with pytest.raises(ValueError, match=r'FCOSHead.*\[8, 16, 32\].*4 regress_ranges'):
+        detector(head)
