@@ -56,7 +56,7 @@ COMMANDS = (
             'data/bccd/annotations/train.json', needs_openmmlab=False),
     Command('configs', 'misc/configs.py', 'list, show or copy the configs, or make one for your own data',
             'new my_configs/mine.py --train annotations.json --images images', needs_openmmlab=False),
-    Command('doctor', 'misc/check_environment.py', 'find the first fault of an installation, with its cure', '',
+    Command('doctor', 'misc/check_environment.py', 'say what is installed, or its first fault with the cure', '',
             needs_openmmlab=False),
     Command('operators', 'misc/operators.py', "say whose operators are in use, mmcv's or the stand-ins", '',
             needs_openmmlab=False),

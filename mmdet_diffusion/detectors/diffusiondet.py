@@ -40,7 +40,7 @@ class DiffusionDet(SingleStageDetector):
             training with a ``fused`` optimiser, leave this as it was: torch pairs the memory of weights and states.
         test_dtype (str, optional): ``bfloat16`` or ``float16``: from images to detections matrix products and
             convolutions run in it, by autocast; boxes, where they are looked up, diffusion and suppression stay in
-            float32. None: all in float32.
+            float32, on a CPU self-attention, too. None: all in float32.
         init_cfg (OptMultiConfig): of mmengine's ``BaseModule``.
 
     Raises:

@@ -79,8 +79,9 @@ class DynamicDiffusionStage(BaseModule):
             tuple[Tensor, Tensor, Tensor]: class logits (B, N, C), deltas (B, N, 4), and the proposal features of the
             next stage (B, N, F), which are those before the scale and shift.
         """
-        with float32_on_cpu():  # whose fused attention is the slower in bfloat16 for so few proposals
-            attended = self.self_attn(proposal_features, proposal_features, proposal_features, need_weights=False)[0]
+        with float32_on_cpu():  # where gradients of attention among a hundred take three times as long in bfloat16
+            proposals = proposal_features.to(self.norm_attn.weight.dtype)
+            attended = self.self_attn(proposals, proposals, proposals, need_weights=False)[0]
         features = self.norm_attn(proposal_features + attended)
         with fast_linear(features):  # not around the attention, which would lose its fused path to it
             interaction = self.dynamic_conv(features.flatten(0, 1), roi_features).view_as(features)

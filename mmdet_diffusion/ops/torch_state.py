@@ -1,5 +1,7 @@
 """What torch is doing right now, asked in words that every supported version (2.1 and later) understands."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 
@@ -20,3 +22,8 @@ def autocasts_on_cpu() -> bool:
     if hasattr(torch.amp, 'is_autocast_available'):  # torch 2.4, where the other one began to warn
         return torch.is_autocast_enabled('cpu')
     return torch.is_autocast_cpu_enabled()
+
+
+def float32_on_cpu() -> AbstractContextManager:
+    """Within it a CPU's autocast is off: for what is slower there in half precision. Other devices' stays on."""
+    return torch.autocast('cpu', enabled=False) if autocasts_on_cpu() else nullcontext()

@@ -91,6 +91,8 @@ class SizeBBoxCoder(nn.Module):
                 raise ValueError(f'the checkpoint was trained with box_sampler.coder.{name}={_rounded(trained)}, but '
                                  f'the config has {ours}: set it to the former')
         super()._load_from_state_dict(state_dict, prefix, *args)
+        for name in ('log_scale', 'log_aspect'):  # else weights in half precision would hand on what they rounded
+            getattr(self, f'trained_{name}').copy_(torch.tensor(getattr(self, name)))
 
 
 def _standardise(values: Tensor, mean: float, deviation: float) -> Tensor:

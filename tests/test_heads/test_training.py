@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from mmdet_diffusion.ops import autocasts_on_cpu
+from mmdet_diffusion.ops.torch_state import autocasts_on_cpu
 from mmdet_diffusion.structures import StageOutputs
 from mmdet_diffusion.task_modules import pad_objects
 from mmdet_diffusion.testing import build_detector, data_sample, random_boxes, small_model_cfg

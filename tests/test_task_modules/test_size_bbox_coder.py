@@ -128,5 +128,6 @@ def test_half_precision_weights_keep_the_frame(dtype):
     coder = SizeBBoxCoder(**sizes)
     coder.load_state_dict(trained)
     assert coder.log_scale == sizes['log_scale']
+    SizeBBoxCoder(**sizes).load_state_dict(coder.state_dict())  # and saved once more
     with pytest.raises(ValueError, match='log_aspect'):
         SizeBBoxCoder(**(sizes | dict(log_aspect=(-0.12, 0.105)))).load_state_dict(trained)

@@ -49,7 +49,7 @@ def test_the_running_environment_passes_its_own_check_and_says_whose_operators_i
 
 @pytest.mark.parametrize(
     'lacks, words', [((), 'float16 and bfloat16 (cpu)'), (['float16'], 'bfloat16 (cpu)'),
-                     (['float16', 'bfloat16'], 'none (cpu)')])
+                     (['float16', 'bfloat16'], 'none known (cpu)')])
 def test_it_says_which_types_of_half_precision_there_are(monkeypatch, lacks, words):
     import mmengine.device
 

@@ -186,7 +186,7 @@ def half_precision_here() -> str:
     torch, half = importlib.import_module('torch'), importlib.import_module('mmdet_diffusion.half_precision')
     device = torch.device(importlib.import_module('mmengine.device').get_device())
     names = [name for name, dtype in half.HALF_DTYPES.items() if half.missing_support(device, dtype) is None]
-    return f'{" and ".join(names) or "none"} ({device.type})'
+    return f'{" and ".join(names) or "none known"} ({device.type})'
 
 
 def import_or_fault(module: str):
