@@ -14,8 +14,19 @@ model = dict(
             coder=dict(type='SizeBBoxCoder', log_scale=(-1.727, 0.329), log_aspect=(-0.12, 0.095))),
         # The first boxes pass unchanged, instead of being moved at random until the stages have learnt.
         stage=dict(init_cfg=dict(type='Constant', val=0, bias=0, override=dict(name='fc_reg'))),
-        # More queries an object to learn from, and three where none overlaps it yet.
-        criterion=dict(assigner=dict(num_candidates=12, min_queries=3))),
+        criterion=dict(
+            # More queries an object to learn from, and three where none overlaps it yet.
+            assigner=dict(num_candidates=12, min_queries=3),
+            # Scores rank by overlap, so that suppression keeps the tightest box.
+            class_targets='iou',
+            loss_cls=dict(
+                _delete_=True,
+                type='VarifocalLoss',
+                use_sigmoid=True,
+                alpha=0.75,
+                gamma=2.0,
+                iou_weighted=True,
+                loss_weight=1.0))),
     # Teaches the backbone at every pixel; dropped at test time.
     auxiliary_head=dict(
         type='FCOSHead',
