@@ -19,14 +19,7 @@ model = dict(
             assigner=dict(num_candidates=12, min_queries=3),
             # Scores rank by overlap, so that suppression keeps the tightest box.
             class_targets='iou',
-            loss_cls=dict(
-                _delete_=True,
-                type='VarifocalLoss',
-                use_sigmoid=True,
-                alpha=0.75,
-                gamma=2.0,
-                iou_weighted=True,
-                loss_weight=1.0))),
+            loss_cls=dict(_delete_=True, type='VarifocalLoss', loss_weight=1.0))),
     # Teaches the backbone at every pixel; dropped at test time.
     auxiliary_head=dict(
         type='FCOSHead',
