@@ -21,8 +21,12 @@ model = dict(
             signal_scale=None,
             padding='start',
             coder=dict(type='SizeBBoxCoder', log_scale=(-1.498, 0.631), log_aspect=(-0.033, 0.162))),
-        # More queries an object than in the paper: without weights to start from, what there is to learn from counts.
-        criterion=dict(assigner=dict(num_candidates=12, min_queries=3))),
+        criterion=dict(
+            # More queries an object than in the paper: without weights to start from, each counts.
+            assigner=dict(num_candidates=12, min_queries=3),
+            # Scores rank by overlap, so that suppression keeps the tightest box.
+            class_targets='iou',
+            loss_cls=dict(_delete_=True, type='VarifocalLoss', loss_weight=2.0))),
     auxiliary_head=dict(in_channels=channels, feat_channels=channels),
     test_cfg=dict(num_proposals=500, start_noise='even'))  # more than in training: small objects need them
 
