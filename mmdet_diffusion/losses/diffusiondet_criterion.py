@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ..structures import PaddedObjects, StageOutputs
 
 CLASS_TARGETS = ('one_hot', 'iou')
+BOX_UNITS = ('image', 'object')
+SMALLEST_AREA = 1.0  # of the unit, in square pixels of the network input: below it an error is one of rounding
 LEAST_TARGET = 1e-3  # of a matched query whose box does not meet the object yet; none at all is the background's
 
 
@@ -25,24 +27,27 @@ class DiffusionDetCriterion(nn.Module):
         loss_cls (ConfigType): of the class logits against the class targets, both of shape (S, B * N, C): a
             ``FocalLoss``, ``CrossEntropyLoss`` with ``use_sigmoid=True``, ``VarifocalLoss``, or ``FederatedLoss``
             around one of them.
-        loss_bbox (ConfigType): of xyxy divided by the image size.
+        loss_bbox (ConfigType): of xyxy in ``box_unit``.
         loss_iou (ConfigType): of xyxy in pixels.
         class_targets (str): what a matched query is to give as the probability of its object's class: ``one_hot`` 1,
             as in the paper, ``iou`` the IoU of its box with the object, so that suppression keeps the tightest box
             (Zhang et al. 2021, VarifocalNet, arXiv:2008.13367, Sec. 3.1); for ``VarifocalLoss``.
+        box_unit (str): what ``loss_bbox`` measures boxes in: ``image`` its width and height, as in the paper;
+            ``object`` the square root of the object's area, so that an error of a tenth of its size costs a small
+            object what it costs a large one. A ``loss_weight`` of 1.0 is then about what 5.0 is in images.
 
     Raises:
         ValueError: if the class loss is a softmax over classes, which has no place for queries without an object, or
-            there are no such class targets, or the class loss takes no other targets than 0 and 1.
+            there are no such class targets or box unit, or the class loss takes no other targets than 0 and 1.
     """
 
     def __init__(self, *, assigner: ConfigType, loss_cls: ConfigType, loss_bbox: ConfigType,
-                 loss_iou: ConfigType, class_targets: str = 'one_hot') -> None:
+                 loss_iou: ConfigType, class_targets: str = 'one_hot', box_unit: str = 'image') -> None:
         super().__init__()
-        if class_targets not in CLASS_TARGETS:
-            raise ValueError(f'class_targets of DiffusionDetCriterion must be one of {", ".join(CLASS_TARGETS)}, got '
-                             f'{class_targets!r}')
-        self.class_targets = class_targets
+        for name, value, known in (('class_targets', class_targets, CLASS_TARGETS), ('box_unit', box_unit, BOX_UNITS)):
+            if value not in known:
+                raise ValueError(f'{name} of DiffusionDetCriterion must be one of {", ".join(known)}, got {value!r}')
+        self.class_targets, self.box_unit = class_targets, box_unit
         self.assigner = TASK_UTILS.build(assigner)
         self.loss_cls = MODELS.build(loss_cls)
         inner = getattr(self.loss_cls, 'loss', self.loss_cls)
@@ -118,7 +123,11 @@ class DiffusionDetCriterion(nn.Module):
 
     def _box_losses(self, bboxes: Tensor, targets: Tensor, img_whwh: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """Sums per stage, shape (S,)."""
-        whwh = img_whwh[:, None]
-        l1 = self.loss_bbox(bboxes / whwh, targets / whwh, reduction_override='none').sum(-1)
+        if self.box_unit == 'object':
+            area = (targets[..., 2:] - targets[..., :2]).prod(-1, keepdim=True)
+            unit = area.clamp(min=SMALLEST_AREA).sqrt()
+        else:
+            unit = img_whwh[:, None]
+        l1 = self.loss_bbox(bboxes / unit, targets / unit, reduction_override='none').sum(-1)
         iou = self.loss_iou(bboxes.reshape(-1, 4), targets.reshape(-1, 4), reduction_override='none').view_as(l1)
         return dict(loss_bbox=(l1 * weight).flatten(1).sum(1), loss_iou=(iou * weight).flatten(1).sum(1))

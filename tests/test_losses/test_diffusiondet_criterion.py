@@ -1,4 +1,4 @@
-"""Class targets of the criterion."""
+"""Class targets of the criterion, and what it measures boxes in."""
 
 import pytest
 import torch
@@ -62,11 +62,34 @@ def test_the_class_loss_moves_no_box():
     assert gradients[0].abs().max() > 0 and gradients[1] is None
 
 
+def box_loss(box_unit, error, gt_bbox):
+    """L1 loss of a query whose edges are all so many pixels right and below of its object's."""
+    objects = pad_objects([data_sample(torch.tensor([gt_bbox]), torch.tensor([0]), SHAPE)], 3)
+    bboxes = (torch.tensor([gt_bbox]) + error)[None, None].requires_grad_()
+    outputs = StageOutputs(torch.zeros(1, 1, 1, 3), bboxes)
+    loss = criterion(box_unit=box_unit).losses(outputs, objects, torch.zeros(1, 1, 1, dtype=torch.int64))['loss_bbox']
+    return loss.item(), torch.autograd.grad(loss, bboxes)[0].abs().max().item()
+
+
+def test_boxes_are_measured_in_images_or_in_objects():
+    small, large = [10.0, 10, 20, 50], [0.0, 0, 20, 80]  # 10 x 40 pixels, and 20 x 80
+    assert box_loss('image', 2, small)[0] == pytest.approx(2 * (2 / 96 + 2 / 64))
+    assert box_loss('image', 4, large)[0] == pytest.approx(2 * box_loss('image', 2, small)[0])
+    assert box_loss('object', 2, small)[0] == pytest.approx(4 * 2 / 20)
+    assert box_loss('object', 4, large)[0] == pytest.approx(box_loss('object', 2, small)[0])
+
+
+def test_an_object_below_a_pixel_has_no_huge_gradient():
+    loss, steepest = box_loss('object', 2, [10.0, 10, 10.001, 10.001])
+    assert loss == pytest.approx(8) and steepest == pytest.approx(1)
+
+
 @pytest.mark.parametrize('cfg, words', [
     (dict(class_targets='giou'), "class_targets.*one_hot, iou, got 'giou'"),
+    (dict(box_unit='pixel'), "box_unit.*image, object, got 'pixel'"),
     (dict(class_targets='iou', loss_cls=FOCAL), "FocalLoss.*type='VarifocalLoss'"),
     (dict(class_targets='iou', loss_cls=dict(FEDERATED, loss=FOCAL)), "FocalLoss.*type='VarifocalLoss'")])
-def test_targets_that_the_loss_does_not_take_are_refused(cfg, words):
+def test_what_is_unknown_and_targets_that_the_loss_does_not_take_are_refused(cfg, words):
     with pytest.raises(ValueError, match=words):
         criterion(**cfg)
 
