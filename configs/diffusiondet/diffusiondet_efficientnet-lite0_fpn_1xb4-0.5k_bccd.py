@@ -4,9 +4,9 @@ _base_ = ['../benchmark/diffusiondet_efficientnet-lite0_fpn_1xb4_bccd.py']
 
 model = dict(
     channels_last=True,  # a tenth less an iteration on a CPU (docs/performance.md)
+    # Three draws of noise for each image in a training step; backbone and neck run once.
+    train_cfg=dict(num_groups=3),
     bbox_head=dict(
-        # As many in training as in testing; three noise groups of 100 cost as much and are no better.
-        num_proposals=300,
         # Noise has the sizes of the objects: `mmdet-diffusion sizes data/bccd/annotations/train.json`.
         box_sampler=dict(
             signal_scale=None,
@@ -19,10 +19,7 @@ model = dict(
             assigner=dict(num_candidates=12, min_queries=3),
             # Scores rank by overlap, so that suppression keeps the tightest box.
             class_targets='iou',
-            loss_cls=dict(_delete_=True, type='VarifocalLoss', loss_weight=1.0),
-            # An error of a tenth of its size costs a small object what it costs a large one.
-            box_unit='object',
-            loss_bbox=dict(loss_weight=1.0))),
+            loss_cls=dict(_delete_=True, type='VarifocalLoss', loss_weight=1.0))),
     # Teaches the backbone at every pixel; dropped at test time.
     auxiliary_head=dict(
         type='FCOSHead',

@@ -80,7 +80,7 @@ def test_the_config_reads_the_data_and_builds_the_model(here, capsys):
     assert cfg.metainfo.classes == ('bolt', "nut 'A'")
     cfg.model.backbone.init_cfg = None
     head = MODELS.build(cfg.model).bbox_head
-    assert (head.num_classes, head.num_proposals) == (2, 300)
+    assert (head.num_classes, head.num_proposals) == (2, 100)
     for loader, number in ((cfg.train_dataloader, 10), (cfg.val_dataloader, 4), (cfg.test_dataloader, 4)):
         dataset = DATASETS.build(loader.dataset)
         check_classes(dataset, 2)
@@ -197,8 +197,8 @@ def test_the_input_is_large_enough_for_the_small_objects_and_no_larger_than_the_
     assert new_config.input_size(content)[0] == expected
 
 
-@pytest.mark.parametrize(('objects', 'boxes'), [(3, 300), (33, 300), (34, 350), (60, 550), (400, 1500)])
-def test_boxes_are_nine_times_the_objects_of_the_fullest_image(objects, boxes):
+@pytest.mark.parametrize(('objects', 'boxes'), [(3, 100), (33, 100), (34, 150), (60, 200), (400, 500)])
+def test_boxes_are_three_times_the_objects_of_the_fullest_image(objects, boxes):
     assert new_config.num_boxes(annotations(2, objects=objects)) == (boxes, objects)
 
 
@@ -254,7 +254,7 @@ def test_what_is_learnt_from_is_what_mmdetection_trains_on(here, change):
 @pytest.mark.parametrize(('side', 'objects', 'words'), [
     (4000, 3, r'less than 9 pixels at the input of 1344: cut .* tiles\nan .* about 18 times the time of 320'),
     (100, 3, 'at the input of 128: a larger size in the config enlarges them'),
-    (400, 1600, 'an image has 1600 objects, more than the 1500 boxes in training'),
+    (400, 600, 'an image has 600 objects, more than the 500 boxes in training'),
     (400, 202, "an image has 101 objects of a class, and COCO's AP counts 100 detections")])
 def test_what_cannot_be_made_good_is_said(side, objects, words):
     content = annotations(2, side=side, objects=objects)
@@ -267,7 +267,7 @@ def test_what_cannot_be_made_good_is_said(side, objects, words):
 def test_there_is_room_for_the_detections_of_full_images(here):
     call(annotations(2, objects=150), val=annotations(2, first=20, objects=150))
     cfg = Config.fromfile('mine/parts.py').model
-    assert (cfg.bbox_head.num_proposals, cfg.test_cfg.num_proposals, cfg.test_cfg.max_per_img) == (1350, 1350, 1350)
+    assert (cfg.bbox_head.num_proposals, cfg.test_cfg.num_proposals, cfg.test_cfg.max_per_img) == (450, 1350, 1350)
 
 
 def test_pictures_of_the_two_files_may_lie_apart(here):

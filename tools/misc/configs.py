@@ -93,7 +93,7 @@ def new(target: Path, train_file: Path, val_file: Path | None, images: Sequence[
             *own_annotations.overlap(data, *folders), *new_config.warnings(data, chosen),
             'next:', f'  mmdet-diffusion train {config} --work-dir {work_dir}',
             f'  mmdet-diffusion dial {config} {work_dir}/iter_500.pth --settings '
-            f'1x{chosen.boxes // 3} 1x{chosen.boxes} 4x{chosen.boxes}']
+            f'1x{chosen.boxes} 1x{3 * chosen.boxes} 4x{3 * chosen.boxes}']
 
 
 def copy(name: str, folder: Path) -> Path:

@@ -12,7 +12,7 @@ object_sizes = own_annotations.object_sizes
 BASE = 'diffusiondet_efficientnet-lite0_fpn_1xb4-0.5k_bccd'
 WANTED_PIXELS, TOO_FEW_PIXELS = 16, 10  # of the smallest objects but one in twenty, as the network sees them
 SMALLEST_INPUT, LARGEST_INPUT = 320, 1344  # longer side
-FEWEST_BOXES, MOST_BOXES = 300, 1500
+TRAINED_BOXES, MOST_BOXES = 100, 500
 COUNTED = 100  # detections of a class in an image, in COCO's AP
 LONG = 1000  # iterations from which augmentation pays: of 500 and 1500 that were tried, docs/custom_dataset.md
 FLIPS = dict(
@@ -62,10 +62,10 @@ default_hooks = dict(checkpoint=dict(interval=max(250, length // 10), max_keep_c
 model = dict(
     bbox_head=dict(
         num_classes={num_classes},
-        num_proposals={boxes},  # boxes in training; the fullest image has {fullest} objects
+        num_proposals={boxes},  # in training: the fullest image has {fullest} objects
         # Sizes of the {num_objects} objects; part of the model, so that its checkpoints want these figures.
         box_sampler=dict(coder=dict(log_scale={log_scale}, log_aspect={log_aspect}))),
-    test_cfg=dict(num_proposals={boxes}, max_per_img={boxes}))  # free to change at any time, with the steps
+    test_cfg=dict(num_proposals={test_boxes}, max_per_img={test_boxes}))  # free to change at any time, with the steps
 """
 
 
@@ -75,7 +75,7 @@ class Choice(NamedTuple):
     Attributes:
         size (int): pixels of the longer side of the network's input.
         smallest (float): pixels of the objects there that one in twenty goes below.
-        boxes (int): in training and in testing.
+        boxes (int): in training.
         fullest (int): objects of the fullest image.
     """
 
@@ -108,9 +108,9 @@ def input_size(content: dict) -> tuple[int, float]:
 
 
 def num_boxes(content: dict) -> tuple[int, int]:
-    """Boxes, nine times the objects of the fullest image, and those objects."""
+    """Boxes in training, three times the objects of the fullest image, and those objects."""
     fullest = max(Counter(one['image_id'] for one in content['annotations'] if not one['iscrowd']).values())
-    return min(max(50 * math.ceil(9 * fullest / 50), FEWEST_BOXES), MOST_BOXES), fullest
+    return min(max(50 * math.ceil(3 * fullest / 50), TRAINED_BOXES), MOST_BOXES), fullest
 
 
 def config_text(data: own_annotations.DataSet, chosen: Choice, stem: str, train_images: Path, val_images: Path,
@@ -134,7 +134,7 @@ def config_text(data: own_annotations.DataSet, chosen: Choice, stem: str, train_
     return TEMPLATE.format(
         summary=summary, base=BASE, classes=_written_names(data.classes), stem=stem,
         train_images=_written(f'{train_images}/'), val_images=_written(f'{val_images}/'), long=LONG, flips=FLIPS[flips],
-        num_classes=len(data.classes), **chosen._asdict(), **sizes._asdict())
+        num_classes=len(data.classes), test_boxes=3 * chosen.boxes, **chosen._asdict(), **sizes._asdict())
 
 
 def warnings(data: own_annotations.DataSet, chosen: Choice) -> list[str]:
