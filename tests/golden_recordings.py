@@ -105,11 +105,16 @@ class GradientTolerances(NamedTuple):
     rounding: float  # the relative rounding that moves the exact gradients by more than these
 
 
+def rounded(values, size, generator):
+    """Values with random errors of a relative size."""
+    return values * (1 + size * torch.randn(values.shape, generator=generator, dtype=values.dtype))
+
+
 def add_rounding(module, size, generator):
     """Put random errors of a relative size into the output of every matrix product."""
 
     def perturb(layer, inputs, output):
-        return output * (1 + size * torch.randn(output.shape, generator=generator, dtype=output.dtype))
+        return rounded(output, size, generator)
 
     for layer in module.modules():
         if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):

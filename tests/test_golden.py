@@ -11,6 +11,7 @@ from golden_recordings import (
     converter,
     one_thread,  # noqa: F401  acts by being here
     relative_difference,
+    rounded,
 )
 from mmengine.structures import InstanceData
 
@@ -340,9 +341,8 @@ def sensitivities(head, features, boxes, t, exact):
     moved = dict.fromkeys((0, -1), (torch.zeros(()), torch.zeros(())))
     for seed in range(4):
         draw = torch.Generator().manual_seed(seed)
-        rounded = [values * (1 + 2**-24 * torch.randn(values.shape, generator=draw, dtype=values.dtype))
-                   for values in (boxes, *features)]
-        outputs = head(rounded[1:], rounded[0], t)
+        inputs = [rounded(values, 2**-24, draw) for values in (boxes, *features)]
+        outputs = head(inputs[1:], inputs[0], t)
         moved = {stage: tuple(map(torch.maximum, so_far, deviation(outputs, exact, stage)))
                  for stage, so_far in moved.items()}
     return moved

@@ -201,6 +201,7 @@ def free_port():
 def test_two_agents_with_a_rendezvous_train_as_one_process_with_the_same_draws(shapes, tmp_path):
     nodes = ('--nnodes=2', '--nproc_per_node=1', '--rdzv_backend=c10d', f'--rdzv_endpoint=127.0.0.1:{free_port()}',
              '--rdzv_id=two', '--local_addr=127.0.0.1')
+
     def options(learning_rate):
         return [*SGD, f'optim_wrapper.optimizer.lr={learning_rate}']
 
