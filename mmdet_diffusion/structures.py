@@ -43,7 +43,8 @@ class TrainingDraws(NamedTuple):
         timesteps (Tensor): one step of the diffusion per image, int64 on the host, shape (B,).
         noise (Tensor): standard normal, float32, shape (B, N, 4).
         padding (Tensor): raw draw of the padding boxes, float32, shape (B, N, 4): standard normal for ``gaussian``,
-            uniform in [0, 1) for ``uniform``, ignored by the paddings that draw nothing.
+            uniform in [0, 1) for ``uniform``, ignored by the paddings that draw nothing. Where jitter takes a place,
+            its first value says which object.
         order (Tensor): keys that decide which objects stay when there are more than N, float32, shape (B, M).
     """
 

@@ -27,6 +27,7 @@ from ..task_modules import (
     with_proposals,
 )
 from .diffusion_stage import xavier_uniform_linears
+from .training_progress import training_progress
 from .training_settings import TrainingSettings
 
 
@@ -141,7 +142,7 @@ class DynamicDiffusionHead(BaseModule):
         num_groups = self.training_settings.num_groups
         objects = repeat_objects(pad_objects(batch_data_samples, self.num_classes), num_groups)
         draws = self.box_sampler.draw_training(objects, self.num_proposals, num_groups=num_groups)
-        bboxes = self.box_sampler.noisy_boxes(objects, draws)
+        bboxes = self.box_sampler.noisy_boxes(objects, draws, training_progress())
         box_features = _of_groups(self.roi_extractor(feats), num_groups)
         try:
             outputs = self._refine(box_features, bboxes, draws.timesteps.to(bboxes.device))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..diffusion import CosineNoiseSchedule, ddim_step
 from ..structures import PaddedObjects, TrainingDraws
+from .normal_law import probability
 from .signal_bbox_coder import SignalBBoxCoder
 from .size_bbox_coder import SizeBBoxCoder
 
@@ -31,13 +32,15 @@ class DiffusionBoxSampler(nn.Module):
             N(0.5, 1/6) in normalised cxcywh, ``uniform`` draws from [0, 1), ``full_image`` repeats the image's own
             box, ``repeat`` repeats the objects, ``start`` draws boxes as those that sampling starts from. Where an
             image has no object, one box of the full image stands in.
+        jitter (OptConfigType): such as ``dict(type='ObjectJitter')``: at any step, objects moved in their own sizes
+            take the last places among the padding boxes. None: the paper's training.
 
     Raises:
         ValueError: if a value is outside its range or ``padding`` is unknown.
     """
 
     def __init__(self, *, num_train_timesteps: int = 1000, signal_scale: float | None = None,
-                 coder: OptConfigType = None, padding: str = 'gaussian') -> None:
+                 coder: OptConfigType = None, padding: str = 'gaussian', jitter: OptConfigType = None) -> None:
         super().__init__()
         if padding not in PADDINGS:
             raise ValueError(f'padding must be one of {", ".join(PADDINGS)}, got {padding!r} in box_sampler')
@@ -48,6 +51,7 @@ class DiffusionBoxSampler(nn.Module):
         scale = PAPER_SIGNAL_SCALE if signal_scale is None else signal_scale
         self.coder = SignalBBoxCoder(scale) if coder is None else TASK_UTILS.build(coder)
         self.padding = padding
+        self.jitter = None if jitter is None else TASK_UTILS.build(jitter)
 
     def check_frame(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
         """Compare the signal frame that a head was trained in with this one; weights of one fit the other.
@@ -109,19 +113,33 @@ class DiffusionBoxSampler(nn.Module):
         num_groups = timesteps.size(1)
         return (timesteps + torch.arange(num_groups) * self.num_train_timesteps) // num_groups
 
-    def noisy_boxes(self, objects: PaddedObjects, draws: TrainingDraws) -> Tensor:
+    def noisy_boxes(self, objects: PaddedObjects, draws: TrainingDraws, progress: float = 0.0) -> Tensor:
         """Boxes that the head is trained on: padded objects after ``timesteps`` steps of noise (Alg. 1).
 
         Args:
             objects (PaddedObjects): the batch's objects.
             draws (TrainingDraws): the random numbers.
+            progress (float): share of the training that is done; ``jitter`` goes by it.
 
         Returns:
             Tensor: absolute xyxy in pixels, float32, shape (B, N, 4).
         """
         x_start = self.coder.normalized_to_signal(self._pad(objects, draws))
         x_t = self.schedule.add_noise(x_start, draws.noise, draws.timesteps)
-        return self.coder.decode(x_t, objects.img_whwh[:, None])
+        bboxes = self.coder.decode(x_t, objects.img_whwh[:, None])
+        num_jittered = 0 if self.jitter is None else self.jitter.num_boxes(bboxes.size(1), progress)
+        return self._with_jitter(bboxes, objects, draws, num_jittered) if num_jittered else bboxes
+
+    def _with_jitter(self, bboxes: Tensor, objects: PaddedObjects, draws: TrainingDraws, num_jittered: int) -> Tensor:
+        """Jittered objects in the last places, none in the place of an object or where there is no object."""
+        num_proposals = bboxes.size(1)
+        num_objects = objects.valid.sum(1, keepdim=True)
+        first = num_objects.clamp(min=num_proposals - num_jittered)
+        taken = (torch.arange(num_proposals, device=bboxes.device) >= first) & (num_objects > 0)
+        choice = draws.padding[..., 0]
+        if self.padding != 'uniform':
+            choice = probability(choice)
+        return torch.where(taken[..., None], self.jitter(objects, choice, draws.noise), bboxes)
 
     def _pad(self, objects: PaddedObjects, draws: TrainingDraws) -> Tensor:
         """Objects first, padding after them: normalised cxcywh, shape (B, N, 4)."""
