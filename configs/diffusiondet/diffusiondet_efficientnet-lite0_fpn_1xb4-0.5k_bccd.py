@@ -11,6 +11,8 @@ model = dict(
         box_sampler=dict(
             signal_scale=None,
             padding='start',
+            # Boxes near the objects in the first half of the training: how to put them right is learnt sooner.
+            jitter=dict(type='ObjectJitter'),
             coder=dict(type='SizeBBoxCoder', log_scale=(-1.727, 0.329), log_aspect=(-0.12, 0.095))),
         # The first boxes pass unchanged, instead of being moved at random until the stages have learnt.
         stage=dict(init_cfg=dict(type='Constant', val=0, bias=0, override=dict(name='fc_reg'))),

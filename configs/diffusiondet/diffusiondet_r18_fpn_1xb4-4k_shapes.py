@@ -20,6 +20,8 @@ model = dict(
         box_sampler=dict(
             signal_scale=None,
             padding='start',
+            # Boxes near the objects in the first half of the training: how to put them right is learnt sooner.
+            jitter=dict(type='ObjectJitter'),
             coder=dict(type='SizeBBoxCoder', log_scale=(-1.498, 0.631), log_aspect=(-0.033, 0.162))),
         criterion=dict(
             # More queries an object than in the paper: without weights to start from, each counts.

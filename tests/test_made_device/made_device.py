@@ -176,6 +176,7 @@ CASES = {
     'channels-last images': lambda: train(channels_last=True),
     'federated loss': lambda: train(criterion=dict(loss_cls=dict(FEDERATED, _delete_=True))),
     'auxiliary head': lambda: train(model=with_auxiliary_head()),
+    'jitter': lambda: train(box_sampler=dict(jitter=dict(type='ObjectJitter'))),
     **{f'sampling, {steps} steps, seed {seed}': lambda steps=steps, seed=seed: sample(steps, seed)
        for steps in (1, 3) for seed in (None, 3)},
 }
