@@ -11,7 +11,7 @@ model = dict(
         box_sampler=dict(
             signal_scale=None,
             padding='start',
-            # Boxes near the objects in the first half of the training: how to put them right is learnt sooner.
+            # Boxes near the objects in the first half of the training: it learns sooner to correct such boxes.
             jitter=dict(type='ObjectJitter'),
             coder=dict(type='SizeBBoxCoder', log_scale=(-1.727, 0.329), log_aspect=(-0.12, 0.095))),
         # The first boxes pass unchanged, instead of being moved at random until the stages have learnt.

@@ -20,7 +20,7 @@ model = dict(
         box_sampler=dict(
             signal_scale=None,
             padding='start',
-            # Boxes near the objects in the first half of the training: how to put them right is learnt sooner.
+            # Boxes near the objects in the first half of the training: it learns sooner to correct such boxes.
             jitter=dict(type='ObjectJitter'),
             coder=dict(type='SizeBBoxCoder', log_scale=(-1.498, 0.631), log_aspect=(-0.033, 0.162))),
         criterion=dict(

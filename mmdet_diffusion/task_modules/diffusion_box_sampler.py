@@ -32,8 +32,9 @@ class DiffusionBoxSampler(nn.Module):
             N(0.5, 1/6) in normalised cxcywh, ``uniform`` draws from [0, 1), ``full_image`` repeats the image's own
             box, ``repeat`` repeats the objects, ``start`` draws boxes as those that sampling starts from. Where an
             image has no object, one box of the full image stands in.
-        jitter (OptConfigType): such as ``dict(type='ObjectJitter')``: at any step, objects moved in their own sizes
-            take the last places among the padding boxes. None: the paper's training.
+        jitter (OptConfigType): such as ``dict(type='ObjectJitter')``: whatever the step, objects moved and resized in
+            shares of their own sizes take the places of the last padding boxes, in images that have objects. None: the
+            paper's training.
 
     Raises:
         ValueError: if a value is outside its range or ``padding`` is unknown.
@@ -113,13 +114,13 @@ class DiffusionBoxSampler(nn.Module):
         num_groups = timesteps.size(1)
         return (timesteps + torch.arange(num_groups) * self.num_train_timesteps) // num_groups
 
-    def noisy_boxes(self, objects: PaddedObjects, draws: TrainingDraws, progress: float = 0.0) -> Tensor:
+    def noisy_boxes(self, objects: PaddedObjects, draws: TrainingDraws, progress: float | None = None) -> Tensor:
         """Boxes that the head is trained on: padded objects after ``timesteps`` steps of noise (Alg. 1).
 
         Args:
             objects (PaddedObjects): the batch's objects.
             draws (TrainingDraws): the random numbers.
-            progress (float): share of the training that is done; ``jitter`` goes by it.
+            progress (float, optional): share of the training that is done, by which ``jitter`` goes. None: without it.
 
         Returns:
             Tensor: absolute xyxy in pixels, float32, shape (B, N, 4).
@@ -127,7 +128,9 @@ class DiffusionBoxSampler(nn.Module):
         x_start = self.coder.normalized_to_signal(self._pad(objects, draws))
         x_t = self.schedule.add_noise(x_start, draws.noise, draws.timesteps)
         bboxes = self.coder.decode(x_t, objects.img_whwh[:, None])
-        num_jittered = 0 if self.jitter is None else self.jitter.num_boxes(bboxes.size(1), progress)
+        if self.jitter is None or progress is None:
+            return bboxes
+        num_jittered = self.jitter.num_boxes(bboxes.size(1), progress)
         return self._with_jitter(bboxes, objects, draws, num_jittered) if num_jittered else bboxes
 
     def _with_jitter(self, bboxes: Tensor, objects: PaddedObjects, draws: TrainingDraws, num_jittered: int) -> Tensor:

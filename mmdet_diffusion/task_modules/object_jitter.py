@@ -1,8 +1,8 @@
 """Training boxes near the objects, by noise in the objects' own sizes. Li et al. 2022 (DN-DETR), arXiv:2203.01305.
 
-Noise of the diffusion moves a box by shares of the image. Whatever its step, hardly a noisy box lies near a small
-object, so that the head takes long to learn what it is to do there: leave a box that is right as it is, and put one
-right that is nearly so. Sampling starts far from the objects, so jitter is for the first part of a training.
+Noise of the diffusion moves a box by shares of the image. At all but the first steps hardly a noisy box lies near a
+small object, so that the head takes long to learn what it is to do there: leave a box that is right as it is, and put
+one right that is nearly so. Sampling starts far from the objects, so jitter is for the first part of a training.
 """
 
 import math
@@ -17,14 +17,14 @@ from .normal_law import probability
 
 @TASK_UTILS.register_module()
 class ObjectJitter:
-    """Objects moved and resized in shares of their own sizes.
+    """Objects moved and resized in shares of their own sizes, wherever in or out of the image that leaves them.
 
     The objects are drawn so that each class of an image has its equal share of them.
 
     Args:
         share (float): of an image's boxes at the start of the training. It falls evenly from there.
         until (float): share of the training at which it has fallen to none.
-        shift (float): a centre moves by up to this many widths and heights of its object, evenly.
+        shift (float): a centre moves by up to this many widths and heights of its object, uniformly.
         log_scale (float): deviation of the log of the factor of both sides.
         log_aspect (float): deviation of the log of the factor by which the width grows and the height shrinks.
 
@@ -45,7 +45,7 @@ class ObjectJitter:
         self.log_scale, self.log_aspect = log_scale, log_aspect
 
     def num_boxes(self, num_proposals: int, progress: float) -> int:
-        """How many boxes of an image are such.
+        """How many of an image's boxes are jittered objects at a point of the training.
 
         Args:
             num_proposals (int): N, boxes of an image.
@@ -77,7 +77,8 @@ def _drawn_objects(objects: PaddedObjects, choice: Tensor) -> Tensor:
     """Index of an object for each choice, int64, shape (B, N)."""
     same_class = (objects.labels[:, None] == objects.labels[..., None]) & objects.valid[:, None]
     weights = objects.valid / same_class.sum(-1).clamp(min=1)
-    ends = weights.cumsum(-1)
+    # As weights.cumsum(-1), which has no deterministic form on a GPU.
+    ends = weights[:, None].expand_as(same_class).tril().sum(-1)
     below_the_end = choice.clamp(max=1 - 1e-6) * ends[:, -1:]
     return torch.searchsorted(ends, below_the_end, right=True).clamp(max=ends.size(1) - 1)
 

@@ -44,8 +44,13 @@ def own_hub(monkeypatch):
     monkeypatch.setattr(MessageHub, '_instance_dict', type(MessageHub._instance_dict)())
 
 
-def test_without_a_runner_a_training_is_at_its_start(own_hub):
-    assert training_progress() == 0
+def test_without_a_runner_nothing_says_how_far_it_is(own_hub):
+    assert training_progress() is None
+
+
+def test_a_training_that_is_over_says_nothing_of_the_next(tmp_path, own_hub):
+    train(tmp_path, dict(by_epoch=False, max_iters=2))
+    assert training_progress() is None
 
 
 @pytest.mark.parametrize('train_cfg', [dict(by_epoch=True, max_epochs=3), dict(by_epoch=False, max_iters=6)])
@@ -68,6 +73,7 @@ def test_the_head_hands_it_to_the_box_sampler(own_hub, monkeypatch):
 
     monkeypatch.setattr(DiffusionBoxSampler, 'noisy_boxes', noting)
     hub = MessageHub.get_current_instance()
+    hub.update_info('loop_stage', 'train')
     hub.update_info('max_iters', 8)
     hub.update_info('iter', 2)
     model_cfg = small_model_cfg()

@@ -6,7 +6,9 @@ import pytest
 import torch
 from mmdet.registry import TASK_UTILS
 from mmdet.structures.bbox import bbox_overlaps
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmdet_diffusion.operator_count import OperatorCount
 from mmdet_diffusion.structures import PaddedObjects
 from mmdet_diffusion.task_modules import DiffusionBoxSampler, ObjectJitter, repeat_objects
 
@@ -101,8 +103,10 @@ def test_values_out_of_range_are_refused_by_name(wrong, message):
 # Among the boxes of a training step ----------------------------------------------------------------------------------
 
 
-def noisy(objects, num_proposals, jitter=True, padding='gaussian', progress=0.0, seed=0):
-    jitter = dict(type='ObjectJitter', share=0.3, until=0.4) if jitter else None
+SOME = dict(type='ObjectJitter', share=0.3, until=0.4)
+
+
+def noisy(objects, num_proposals, jitter=SOME, padding='gaussian', progress=0.0, seed=0):
     sampler = TASK_UTILS.build(dict(type='DiffusionBoxSampler', padding=padding, jitter=jitter))
     draws = sampler.draw_training(objects, num_proposals, torch.Generator().manual_seed(seed))
     return sampler.noisy_boxes(objects, draws, progress)
@@ -111,23 +115,81 @@ def noisy(objects, num_proposals, jitter=True, padding='gaussian', progress=0.0,
 @pytest.mark.parametrize('padding', ['gaussian', 'uniform', 'full_image', 'repeat', 'start'])
 def test_it_takes_the_last_places_and_leaves_the_others_as_they_are(padding):
     objects = one_image(FOUR, [0, 0, 2, 0])
-    boxes, without = noisy(objects, 20, padding=padding)[0], noisy(objects, 20, jitter=False, padding=padding)[0]
+    boxes, without = noisy(objects, 20, padding=padding)[0], noisy(objects, 20, jitter=None, padding=padding)[0]
     assert torch.equal(boxes[:14], without[:14])
+    assert (boxes[14:] != without[14:]).any(-1).all()
     assert bbox_overlaps(boxes[14:], objects.bboxes[0]).amax(-1).gt(0).all()
     assert len({tuple(box) for box in boxes[14:].tolist()}) == 6
+
+
+@pytest.mark.parametrize('padding', ['gaussian', 'uniform', 'full_image', 'repeat', 'start'])
+def test_among_them_each_class_has_its_equal_share_whatever_the_padding(padding):
+    objects = one_image(FOUR, [0, 0, 2, 0])
+    unmoved = dict(type='ObjectJitter', share=1, shift=0, log_scale=0, log_aspect=0)
+    boxes = noisy(objects, NUM_DRAWS, jitter=unmoved, padding=padding)[0, len(FOUR):]
+    distance = (boxes[:, None] - objects.bboxes[0]).abs().amax(-1)
+    assert distance.min(-1).values.max() < 1e-3
+    shares = distance.argmin(-1).bincount(minlength=4) / len(boxes)
+    torch.testing.assert_close(shares, torch.tensor([1 / 6, 1 / 6, 1 / 2, 1 / 6]), atol=0.02, rtol=0)
+
+
+def test_an_image_of_a_batch_is_as_that_image_alone():
+    """One without objects, one with a hole among them, one with more than boxes."""
+    generator = torch.Generator().manual_seed(0)
+    bboxes = torch.rand((3, 20, 4), generator=generator) * 100
+    bboxes[..., 2:] += bboxes[..., :2] + 5
+    labels = torch.randint(3, (3, 20), generator=generator)
+    valid = torch.zeros(3, 20, dtype=torch.bool)
+    valid[1, [0, 2, 3]], valid[2] = True, True
+    batch = PaddedObjects(bboxes * valid[..., None], labels * valid, valid, WHWH.expand(3, 4))
+    sampler = DiffusionBoxSampler(jitter=dict(type='ObjectJitter'))
+    draws = sampler.draw_training(batch, 10, generator)
+    together = sampler.noisy_boxes(batch, draws, 0.0)
+    for row in range(3):
+        own = slice(row, row + 1)
+        alone = sampler.noisy_boxes(PaddedObjects(*(field[own] for field in batch)),
+                                    type(draws)(*(field[own] for field in draws)), 0.0)
+        torch.testing.assert_close(together[own], alone)
+    plain = sampler.noisy_boxes(batch, draws)
+    assert (together != plain).any(-1).sum(-1).tolist() == [0, 5, 0]
+
+
+def test_it_waits_for_no_value_of_a_gpu():
+    """The meta device stands for one: any read of a tensor on it raises."""
+    sampler = DiffusionBoxSampler(jitter=dict(type='ObjectJitter')).to('meta')
+    objects = PaddedObjects(*(field.to('meta') for field in one_image(FOUR, [0, 0, 2, 0])))
+    draws = sampler.draw_training(objects, 20)
+    with OperatorCount('meta') as count:
+        boxes = sampler.noisy_boxes(objects, draws, 0.0)
+    assert not count.reads and boxes.shape == (1, 20, 4)
+
+
+def test_it_needs_no_operator_without_a_deterministic_form():
+    """Sums in the order of their elements have none on a GPU."""
+    seen = []
+
+    class Names(TorchDispatchMode):
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.overloadpacket.__name__)
+            return func(*args, **kwargs or {})
+
+    with Names():
+        drawn(one_image(FOUR, [0, 0, 2, 0]), number=10)
+    assert 'searchsorted' in seen and 'cumsum' not in seen
 
 
 @pytest.mark.parametrize('num_proposals, kept', [(5, 4), (4, 4), (3, 3)])
 def test_it_takes_no_place_of_an_object(num_proposals, kept):
     objects = one_image(FOUR, [0, 0, 2, 0])
-    boxes, without = noisy(objects, num_proposals)[0], noisy(objects, num_proposals, jitter=False)[0]
+    boxes, without = noisy(objects, num_proposals)[0], noisy(objects, num_proposals, jitter=None)[0]
     assert torch.equal(boxes[:kept], without[:kept])
     assert not torch.equal(boxes[kept:], without[kept:]) or kept == num_proposals
 
 
 def test_an_image_without_objects_has_none():
     objects = one_image([[0.0] * 4, [0.0] * 4], [0, 0], [False, False])
-    assert torch.equal(noisy(objects, 10), noisy(objects, 10, jitter=False))
+    assert torch.equal(noisy(objects, 10), noisy(objects, 10, jitter=None))
 
 
 def test_each_group_draws_its_own():
@@ -138,5 +200,5 @@ def test_each_group_draws_its_own():
 @pytest.mark.parametrize('progress, number', [(0.0, 6), (0.1, 4), (0.2, 3), (0.39, 0), (0.4, 0), (0.7, 0), (1.0, 0)])
 def test_it_falls_to_none_within_its_part_of_the_training(progress, number):
     objects = one_image(FOUR, [0, 0, 2, 0])
-    changed = (noisy(objects, 20, progress=progress) != noisy(objects, 20, jitter=False)).any(-1)[0]
+    changed = (noisy(objects, 20, progress=progress) != noisy(objects, 20, jitter=None)).any(-1)[0]
     assert changed.tolist() == [False] * (20 - number) + [True] * number
