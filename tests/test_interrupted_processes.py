@@ -164,8 +164,10 @@ class OneForTwoLoop(ResumableTrainLoop):
         runner = self.runner
         streams = [self.stream(rank) for rank in (0, 1)]
         runner.model.train()
+        runner.message_hub.update_info_dict(dict(loop_stage='train', max_iters=self._max_iters // 2))
         with open(f'{runner.work_dir}/losses.jsonl', 'w') as file:
             for iteration in range(self._max_iters // 2):
+                runner.message_hub.update_info('iter', iteration)  # by which boxes near the objects become fewer
                 losses = []
                 for rank in (0, 1):
                     batch = next(streams[rank])
