@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mmdet.utils import OptConfigType
 
 from .diffusion import sampling_time_pairs
+from .number_checks import is_integer, is_number
 
 START_NOISES = ('random', 'even')
 ENSEMBLES = ('all', 'all_but_last', 'last')
@@ -86,16 +87,16 @@ class SamplingSettings(NamedTuple):
         require(_is_count(self.num_proposals), 'num_proposals', self.num_proposals, 'an integer of at least 1')
         require(_is_count(self.max_per_img) or self.max_per_img == NO_LIMIT, 'max_per_img', self.max_per_img,
                  'an integer of at least 1, or -1 for no limit')
-        require(_is_number(self.eta) and 0 <= self.eta <= 1, 'eta', self.eta, 'a number in 0..1')
+        require(is_number(self.eta) and 0 <= self.eta <= 1, 'eta', self.eta, 'a number in 0..1')
         require(self.start_noise in START_NOISES, 'start_noise', self.start_noise, f'one of {", ".join(START_NOISES)}')
         require(self.ensemble in ENSEMBLES, 'ensemble', self.ensemble, f'one of {", ".join(ENSEMBLES)}')
         renewal = self.renewal_score_thr
-        require(renewal is None or (_is_number(renewal) and 0 <= renewal <= 1), 'renewal_score_thr', renewal,
+        require(renewal is None or (is_number(renewal) and 0 <= renewal <= 1), 'renewal_score_thr', renewal,
                  'a number in 0..1, or None for no renewal')
         threshold = self.score_thr
-        require(threshold is None or (_is_number(threshold) and 0 <= threshold < 1), 'score_thr', threshold,
+        require(threshold is None or (is_number(threshold) and 0 <= threshold < 1), 'score_thr', threshold,
                  'a number from 0 to below 1, or None for no threshold')
-        require(_is_number(self.min_bbox_size) and self.min_bbox_size >= 0, 'min_bbox_size', self.min_bbox_size,
+        require(is_number(self.min_bbox_size) and self.min_bbox_size >= 0, 'min_bbox_size', self.min_bbox_size,
                  'a number of at least 0')
         require(self.seed is None or isinstance(self.seed, int), 'seed', self.seed, 'an integer or None')
         require(self.nms is None or _is_nms(self.nms), 'nms', self.nms,
@@ -132,16 +133,12 @@ def known_values(cfg: OptConfigType, keys: Sequence[str], origin: str) -> dict:
     return values
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return is_integer(value) and value >= 1
 
 
 def _is_nms(value: object) -> bool:
-    return isinstance(value, dict) and _is_number(value.get('iou_threshold')) and value.get('type', 'nms') in NMS_TYPES
+    return isinstance(value, dict) and is_number(value.get('iou_threshold')) and value.get('type', 'nms') in NMS_TYPES
 
 
 def _require(origin: str, holds: bool, key: str, value: object, allowed: str) -> None:

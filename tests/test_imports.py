@@ -8,7 +8,7 @@ import pytest
 from mmdet_diffusion.testing import REPOSITORY
 
 PACKAGE = REPOSITORY / 'mmdet_diffusion'
-SHARED = {'structures', 'version', 'compat', 'annotation_categories', 'annotation_faults'}
+SHARED = {'structures', 'version', 'compat', 'annotation_categories', 'annotation_faults', 'number_checks'}
 TASK = {'diffusion', 'ops', 'task_modules'}
 PARTS = {'layers', 'roi_extractors', 'losses', 'post_processing', 'sampling_settings'}
 MAY_IMPORT = dict(
@@ -20,8 +20,8 @@ MAY_IMPORT = dict(
     input_checks={'hooks', 'half_precision'}, launch={'config_zoo', 'host_memory', 'input_checks'},
     prediction={'input_checks'}, command_line={'config_zoo', 'input_checks', 'launch', 'prediction'},
     whole_file=set(), visualization=TASK | {'whole_file'}, operator_count=set(), half_precision=set(),
-    annotation_categories={'annotation_faults'}, annotation_faults=set(), object_sizes=set(),
-    loops={'hooks'},
+    annotation_categories={'annotation_faults'}, annotation_faults={'number_checks'}, number_checks=set(),
+    object_sizes=set(), loops={'hooks'},
     backbones=set(), evaluation=TASK | PARTS | {'heads', 'detectors', 'input_checks', 'prediction', 'whole_file'},
     web=TASK | PARTS | {'detectors', 'prediction', 'visualization'},
     optim={'half_precision', 'ops'}, __main__=set(), deployment=TASK | PARTS | {'heads'},

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import mmcv_stand_in
 
 from ..half_precision import half_dtype, half_precision
+from ..number_checks import is_number
 from ..structures import StageOutputs
 from .auxiliary_levels import AuxiliaryLevels
 from .finite_losses import FiniteLosses
@@ -64,7 +65,7 @@ class DiffusionDet(SingleStageDetector):
             if num_classes != self.bbox_head.num_classes:
                 raise ValueError(f'auxiliary_head.num_classes ({num_classes}) and bbox_head.num_classes '
                                  f'({self.bbox_head.num_classes}) must be equal; leave out the first')
-            if not isinstance(auxiliary_weight, (int, float)) or not 0 < auxiliary_weight < float('inf'):
+            if not is_number(auxiliary_weight) or not 0 < auxiliary_weight < float('inf'):
                 raise ValueError(f'model.auxiliary_weight must be a number above 0, got {auxiliary_weight!r}; for no '
                                  'auxiliary head leave out auxiliary_head')
             self.auxiliary_head = MODELS.build(dict(auxiliary_head, num_classes=num_classes))

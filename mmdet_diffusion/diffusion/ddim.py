@@ -4,6 +4,8 @@ import math
 
 from torch import Tensor
 
+from ..number_checks import is_integer
+
 
 def sampling_time_pairs(num_timesteps: int, sampling_timesteps: int) -> list[tuple[int, int]]:
     """Pairs (t, t_next) that sampling walks through, from noise to signal.
@@ -21,7 +23,7 @@ def sampling_time_pairs(num_timesteps: int, sampling_timesteps: int) -> list[tup
     Raises:
         ValueError: if ``sampling_timesteps`` is not an integer in 1..T.
     """
-    if isinstance(sampling_timesteps, bool) or not isinstance(sampling_timesteps, int):
+    if not is_integer(sampling_timesteps):
         raise ValueError(f'sampling_timesteps must be an integer, got {sampling_timesteps!r}')
     if not 1 <= sampling_timesteps <= num_timesteps:
         raise ValueError(f'sampling_timesteps must lie in 1..{num_timesteps} (num_train_timesteps), '

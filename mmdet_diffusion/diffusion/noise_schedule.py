@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..number_checks import is_integer
+
 
 def cosine_alpha_bar(num_timesteps: int, *, offset: float = 0.008, max_beta: float = 0.999) -> Tensor:
     """Cumulative signal share of every step of the forward process.
@@ -26,7 +28,7 @@ def cosine_alpha_bar(num_timesteps: int, *, offset: float = 0.008, max_beta: flo
     Raises:
         ValueError: if ``num_timesteps`` is less than 1.
     """
-    if isinstance(num_timesteps, bool) or not isinstance(num_timesteps, int) or num_timesteps < 1:
+    if not is_integer(num_timesteps) or num_timesteps < 1:
         raise ValueError(f'num_train_timesteps must be an integer of at least 1, got {num_timesteps!r}')
     progress = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
     signal = torch.cos((progress + offset) / (1 + offset) * (math.pi / 2)) ** 2

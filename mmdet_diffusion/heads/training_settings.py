@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from mmdet.utils import OptConfigType
 
+from ..number_checks import is_integer
 from ..sampling_settings import known_values
 
 
@@ -36,6 +37,6 @@ class TrainingSettings(NamedTuple):
         """
         settings = cls(**known_values(train_cfg, cls._fields, 'train_cfg'))
         value = settings.num_groups
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_integer(value) or value < 1:
             raise ValueError(f'train_cfg.num_groups must be an integer of at least 1, got {value!r}')
         return settings

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from ..detectors.several_predictions import at_settings, features_once
+from ..number_checks import is_integer, is_number
 from ..sampling_settings import SamplingSettings, steps_and_boxes
 from ..visualization import draw_story, follow_boxes, on_picture
 
@@ -50,10 +51,10 @@ class DenoisingVisualizationHook(Hook):
         self._settings = {text: _changes(text) for text in settings}
         self._picture_setting = _changes(picture_setting)
         for name, value, least in (('num_images', num_images, 0), ('panel', panel, 16)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not is_integer(value) or value < least:
                 raise ValueError(f'{name} of DenoisingVisualizationHook must be an integer of at least {least}, got '
                                  f'{value!r}')
-        if not isinstance(score_thr, (int, float)) or not 0 <= score_thr < 1:
+        if not is_number(score_thr) or not 0 <= score_thr < 1:
             raise ValueError(f'score_thr of DenoisingVisualizationHook must be in [0, 1), got {score_thr!r}')
         self._num_images, self._score_thr, self._panel = num_images, score_thr, panel
         self._evaluators: dict[str, Evaluator] = {}

@@ -11,6 +11,7 @@ import torch
 from mmdet.registry import TASK_UTILS
 from torch import Tensor
 
+from ..number_checks import is_number
 from ..structures import PaddedObjects
 from .normal_law import probability
 
@@ -35,11 +36,11 @@ class ObjectJitter:
     def __init__(self, *, share: float = 0.5, until: float = 0.5, shift: float = 0.75, log_scale: float = 0.4,
                  log_aspect: float = 0.15) -> None:
         for name, value in dict(share=share, until=until).items():
-            if not _is_number(value) or not 0 < value <= 1:
+            if not is_number(value) or not 0 < value <= 1:
                 raise ValueError(f'{name} of ObjectJitter must be above 0 and at most 1, got {value!r}; for none leave '
                                  'out box_sampler.jitter')
         for name, value in dict(shift=shift, log_scale=log_scale, log_aspect=log_aspect).items():
-            if not _is_number(value) or not 0 <= value < math.inf:
+            if not is_number(value) or not 0 <= value < math.inf:
                 raise ValueError(f'{name} of ObjectJitter must be a finite number of at least 0, got {value!r}')
         self.share, self.until, self.shift = share, until, shift
         self.log_scale, self.log_aspect = log_scale, log_aspect
@@ -81,7 +82,3 @@ def _drawn_objects(objects: PaddedObjects, choice: Tensor) -> Tensor:
     ends = weights[:, None].expand_as(same_class).tril().sum(-1)
     below_the_end = choice.clamp(max=1 - 1e-6) * ends[:, -1:]
     return torch.searchsorted(ends, below_the_end, right=True).clamp(max=ends.size(1) - 1)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

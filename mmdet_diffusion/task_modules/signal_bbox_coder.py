@@ -6,6 +6,8 @@ A box in normalised cxcywh, each value in [0, 1], becomes ``(2 b - 1) s``, each 
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from torch import Tensor
 
+from ..number_checks import is_number
+
 
 class SignalBBoxCoder:
     """Maps boxes between pixels and the signal frame.
@@ -18,7 +20,7 @@ class SignalBBoxCoder:
     """
 
     def __init__(self, signal_scale: float) -> None:
-        if not isinstance(signal_scale, (int, float)) or not 0 < signal_scale < float('inf'):
+        if not is_number(signal_scale) or not 0 < signal_scale < float('inf'):
             raise ValueError(f'signal_scale must be a number greater than 0, got {signal_scale!r}; '
                              'the paper uses 2.0 (COCO)')
         self.signal_scale = signal_scale
