@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-from .number_checks import is_number
-
 LISTS = ('categories', 'images', 'annotations')
 IDS = dict(images=('id', ), annotations=('id', 'image_id', 'category_id'), categories=('id', ))
 NUMBERS = dict(images=('width', 'height'), annotations=('area', ), categories=())
@@ -65,7 +63,7 @@ def _entry_faults(entry: dict, section: str, place: str) -> Iterator[str]:
             yield f'{place} has the {key} {_shown(entry[key])}; expected a whole number'
             return
     for key in NUMBERS[section]:
-        if key in entry and (not _is_small_number(entry[key]) or section == 'images' and entry[key] <= 0):
+        if key in entry and (not _is_number(entry[key]) or section == 'images' and entry[key] <= 0):
             yield f'{place} has the {key} {_shown(entry[key])}; expected a number' + ' above 0' * (section == 'images')
     for key in TEXTS[section]:
         # Many exporters write null for an address that nobody needs.
@@ -73,7 +71,7 @@ def _entry_faults(entry: dict, section: str, place: str) -> Iterator[str]:
         if key in entry and not isinstance(entry[key], str) and not is_left_out:
             yield f'{place} has the {key} {_shown(entry[key])}; expected text'
     bbox = entry.get('bbox', [0, 0, 0, 0]) if section == 'annotations' else [0, 0, 0, 0]
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_small_number, bbox)):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         yield f'{place} has the bbox {_shown(bbox)}; expected four numbers: x, y, width, height'
 
 
@@ -83,8 +81,8 @@ def _is_id(value: object) -> bool:
     return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 
-def _is_small_number(value: object) -> bool:
-    return is_number(value) and abs(value) <= LARGEST  # NaN is not
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST  # NaN is not
 
 
 def _shown(value: object) -> str:

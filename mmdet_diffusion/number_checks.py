@@ -1,4 +1,4 @@
-"""Whether a value of a config or a file is a number; Python counts True and False as integers."""
+"""Whether a value of a config is a number; Python counts True and False as integers."""
 
 
 def is_number(value: object) -> bool:

@@ -20,7 +20,7 @@ MAY_IMPORT = dict(
     input_checks={'hooks', 'half_precision'}, launch={'config_zoo', 'host_memory', 'input_checks'},
     prediction={'input_checks'}, command_line={'config_zoo', 'input_checks', 'launch', 'prediction'},
     whole_file=set(), visualization=TASK | {'whole_file'}, operator_count=set(), half_precision=set(),
-    annotation_categories={'annotation_faults'}, annotation_faults={'number_checks'}, number_checks=set(),
+    annotation_categories={'annotation_faults'}, annotation_faults=set(), number_checks=set(),
     object_sizes=set(), loops={'hooks'},
     backbones=set(), evaluation=TASK | PARTS | {'heads', 'detectors', 'input_checks', 'prediction', 'whole_file'},
     web=TASK | PARTS | {'detectors', 'prediction', 'visualization'},
