@@ -1,6 +1,7 @@
 """Imports inside the package point one way."""
 
 import ast
+import re
 import sys
 
 import pytest
@@ -57,6 +58,21 @@ def test_a_module_imports_only_parts_below_its_own(file):
     inside = {name.split('.')[1] for name in imported_modules(file) if name.startswith('mmdet_diffusion.')}
     wrong = inside - {own} - MAY_IMPORT[own] - (SHARED if own not in SHARED else set())
     assert not wrong, f'{own} must not import {sorted(wrong)}'
+
+
+LIGHT = {name for folder in ('tools', 'mmdet_diffusion_cli') for file in (REPOSITORY / folder).rglob('*.py')
+         for name in re.findall(r"light_module\('(\w+)'\)", file.read_text())}
+
+
+@pytest.mark.parametrize('name', sorted(LIGHT))
+def test_a_module_that_is_loaded_without_the_package_imports_none_of_it(name):
+    imported = imported_modules(PACKAGE / f'{name}.py')
+    inside = [module for module in imported if module.startswith('mmdet_diffusion.')]
+    assert not inside, f'{name} is loaded by light_module, where the package is not there'
+
+
+def test_light_modules_are_found():
+    assert {'annotation_faults', 'config_zoo', 'object_sizes'} <= LIGHT
 
 
 @pytest.mark.parametrize('file', [file for file in FILES if part_of(file) in ('diffusion', 'ops', 'structures')],
