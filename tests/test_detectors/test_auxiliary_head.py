@@ -74,7 +74,7 @@ def test_the_weight_is_of_the_auxiliary_losses_alone(make):
         torch.testing.assert_close(twice[name], expected)
 
 
-@pytest.mark.parametrize('weight', [0, -1.0, '2', float('inf')])
+@pytest.mark.parametrize('weight', [0, -1.0, '2', float('inf'), True])
 def test_a_weight_that_weighs_nothing_is_refused(weight):
     with pytest.raises(ValueError, match='auxiliary_weight'):
         detector(fcos([8]), auxiliary_weight=weight)

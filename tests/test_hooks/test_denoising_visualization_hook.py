@@ -160,6 +160,7 @@ def test_mlflow_has_pictures_and_figures(data, tmp_path, monkeypatch):
     (dict(picture_setting='x'), "'x' is not STEPSxBOXES"), (dict(settings=[(1, 8)]), 'is not STEPSxBOXES'),
     (dict(num_images=-1), 'num_images of DenoisingVisualizationHook must be an integer of at least 0, got -1'),
     (dict(panel=3), 'panel of DenoisingVisualizationHook must be an integer of at least 16, got 3'),
+    (dict(score_thr=False), r'score_thr of DenoisingVisualizationHook must be in \[0, 1\), got False'),
     (dict(score_thr=1), r'score_thr of DenoisingVisualizationHook must be in \[0, 1\), got 1')])
 def test_what_is_wrong_shows_when_it_is_built(changes, refusal):
     with pytest.raises(ValueError, match=refusal):

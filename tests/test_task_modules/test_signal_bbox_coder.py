@@ -99,7 +99,7 @@ def test_both_ways_stay_float32():
     assert coder.encode(torch.zeros(3, 4), whwh).dtype == torch.float32
 
 
-@pytest.mark.parametrize('wrong', [0, 0.0, -1.0, math.nan])
+@pytest.mark.parametrize('wrong', [0, 0.0, -1.0, math.nan, True])
 def test_a_scale_that_is_not_positive_is_refused(wrong):
     with pytest.raises(ValueError, match='signal_scale'):
         SignalBBoxCoder(wrong)
