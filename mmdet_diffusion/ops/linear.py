@@ -89,6 +89,7 @@ class _OneDNNLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """``dX = G W``, ``dW = G^T X``, ``db`` the sum of the rows of G; None for what needs no gradient."""
         inputs, weight = (tensor.contiguous() for tensor in ctx.saved_tensors)
         needs_inputs, needs_weight, needs_bias = ctx.needs_input_grad
         grad_output = grad_output.contiguous()
